@@ -1,0 +1,13 @@
+"""Encoders for training."""
+
+from .vit import VIT_SIZES, ViTTrunk, interpolate_positions, publish_vit, stochastic_depth_rates, vit_config
+
+
+__all__ = [
+    "VIT_SIZES",
+    "ViTTrunk",
+    "interpolate_positions",
+    "publish_vit",
+    "stochastic_depth_rates",
+    "vit_config",
+]

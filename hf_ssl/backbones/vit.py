@@ -1,0 +1,226 @@
+"""The ViT encoder as it is trained: transformers' own layers, run by a short loop of ours.
+
+[`ViTTrunk`] holds the modules of a `transformers.ViTModel` under the same names, so that its weights load into the
+stock
+class with `load_state_dict(strict=True)`; what it adds has no weights: stochastic depth, positions on or off, the
+position interpolation and the extra dropouts of the original methods.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
+from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer
+
+
+PositionInterpolation = Literal["size", "scale_factor"]
+
+# Width, depth and heads; the MLP is four times as wide. `vit-micro` is ours, for a quick start on a laptop.
+VIT_SIZES: dict[str, tuple[int, int, int]] = {
+    "vit-micro": (96, 4, 3),
+    "vit-tiny": (192, 12, 3),
+    "vit-small": (384, 12, 6),
+    "vit-base": (768, 12, 12),
+}
+
+
+def vit_config(name: str, **overrides: object) -> ViTConfig:
+    """
+    The configuration of a ViT by name.
+
+    Args:
+        name (`str`):
+            One of `VIT_SIZES`; it fixes width, depth and MLP.
+        overrides (`dict`, *optional*):
+            Fields of `ViTConfig` that the method fixes: `image_size`, `patch_size`, `num_attention_heads`,
+            `layer_norm_eps`, `qkv_bias`, …
+
+    Returns:
+        `transformers.ViTConfig`: with an identity pooler, so that the published encoder's `pooler_output` is its class
+        token.
+    """
+    hidden_size, depth, heads = VIT_SIZES[name]
+    fields = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden_size,
+        "pooler_act": "linear",
+        **overrides,
+    }
+    return ViTConfig(**fields)
+
+
+def stochastic_depth_rates(rate: float, depth: int) -> list[float]:
+    """Drop probability of each layer, growing linearly from 0 to `rate` (Huang et al., 2016, section 3)."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def interpolate_positions(table: Tensor, grid: tuple[int, int], method: PositionInterpolation = "size") -> Tensor:
+    """
+    Resize a learned position table to another patch grid, bicubically; the class token's entry is kept.
+
+    Args:
+        table (`torch.Tensor` of shape `(1, 1 + side * side, dim)`):
+            Position embeddings, class token first.
+        grid (`tuple[int, int]`):
+            Rows and columns of the new grid.
+        method (`str`, *optional*, defaults to `"size"`):
+            `"size"` samples the table on the exact ratio of the sizes, as transformers does. `"scale_factor"` adds 0.1
+            to the new size first, as DINO and the methods after it do in training: the fraction shifts the sampling
+            points, and features differ visibly from `"size"`.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 1 + rows * columns, dim)`.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return table
+    patches = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if method == "scale_factor":
+        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic")
+    else:
+        patches = F.interpolate(patches, size=grid, mode="bicubic")
+    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ViTTrunkLayer(ViTLayer):
+    """A pre-norm transformer layer with stochastic depth, and with the original's third dropout (after the GELU)."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, branch_scale: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+                Tokens.
+            attention_mask (`torch.Tensor` of shape `(1, 1, sequence_length, sequence_length)`, *optional*):
+                Added to the attention scores: 0 where a token (row) may attend to another (column), -inf elsewhere.
+            branch_scale (`torch.Tensor` of shape `(2, batch_size)`, *optional*):
+                Stochastic depth: what each sample's attention (0) and MLP (1) branch is multiplied with.
+
+        Returns:
+            `torch.Tensor` of the shape of `hidden_states`.
+        """
+        branch, _ = self.attention(self.layernorm_before(hidden_states), attention_mask)
+        hidden_states = self._add(hidden_states, branch, None if branch_scale is None else branch_scale[0])
+        branch = self.mlp.activation_fn(self.mlp.fc1(self.layernorm_after(hidden_states)))
+        branch = self.mlp.fc2(self.dropout(branch))
+        return self._add(hidden_states, branch, None if branch_scale is None else branch_scale[1])
+
+    def _add(self, hidden_states: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        branch = self.dropout(branch)
+        return hidden_states + (branch if scale is None else branch * scale[:, None, None].to(branch.dtype))
+
+
+class ViTTrunk(nn.Module):
+    """
+    A ViT without pooler.
+
+    Args:
+        config (`transformers.ViTConfig`):
+            Its architecture.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last layer; it grows linearly from 0 at the first.
+        use_position_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether positions are added to the tokens. Without them, images of any size are accepted.
+        position_interpolation (`str`, *optional*, defaults to `"size"`):
+            How positions are resized to other image sizes, see [`interpolate_positions`].
+        projection_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout after the patch projection.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        drop_path_rate: float = 0.0,
+        use_position_embeddings: bool = True,
+        position_interpolation: PositionInterpolation = "size",
+        projection_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.config = config
+        self.drop_path_rates = stochastic_depth_rates(drop_path_rate, config.num_hidden_layers)
+        self.use_position_embeddings = use_position_embeddings
+        self.position_interpolation: PositionInterpolation = position_interpolation
+        self.embeddings = ViTEmbeddings(config)
+        self.layers = nn.ModuleList(ViTTrunkLayer(config) for _ in range(config.num_hidden_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection_dropout = nn.Dropout(projection_dropout)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """Pixels of shape `(batch_size, 3, height, width)` to tokens `(batch_size, 1 + num_patches, hidden_size)`."""
+        patch_size = self.config.patch_size
+        grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
+        patches = self.projection_dropout(self.embeddings.patch_embeddings(pixel_values))
+        class_token = self.embeddings.cls_token.expand(len(patches), -1, -1)
+        tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
+        if not self.use_position_embeddings:
+            return tokens
+        positions = interpolate_positions(self.embeddings.position_embeddings, grid, self.position_interpolation)
+        return self.embeddings.dropout(tokens + positions.to(tokens.dtype))
+
+    def branch_scales(self, keep: Tensor) -> Tensor:
+        """
+        Stochastic depth's factors: a kept branch is divided by its probability of being kept, a dropped one is 0.
+
+        Args:
+            keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool): Branches that are kept.
+
+        Returns:
+            `torch.Tensor` of shape `(depth, 2, batch_size)`, float32.
+        """
+        scales = [torch.full((), 1 / (1 - rate), device=keep.device) for rate in self.drop_path_rates]
+        return keep * torch.stack(scales)[:, None, None]
+
+    def forward(
+        self, pixel_values: Tensor, attention_mask: Tensor | None = None, drop_path_keep: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalized images.
+            attention_mask (`torch.Tensor` of shape `(1, 1, sequence_length, sequence_length)`, *optional*):
+                Added to the attention scores: 0 where a token (row) may attend to another (column), -inf elsewhere.
+            drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
+                Branches that stochastic depth keeps, in training. Unset, all are kept.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 1 + num_patches, hidden_size)`: tokens after the final LayerNorm.
+        """
+        tokens = self.embed(pixel_values)
+        scales = None if drop_path_keep is None else self.branch_scales(drop_path_keep)
+        for i, layer in enumerate(self.layers):
+            tokens = layer(tokens, attention_mask, None if scales is None else scales[i])
+        return self.layernorm(tokens)
+
+
+def publish_vit(trunk: ViTTrunk) -> ViTModel:
+    """
+    The stock encoder that computes what the trunk computes in eval mode.
+
+    Its pooler is the identity (linear, unit weight, zero bias), so `pooler_output` is the class token and no weight is
+    left to chance at load. A trunk trained without positions gets a table of zeros. The model is built without
+    touching the random state.
+
+    Args:
+        trunk ([`ViTTrunk`]): The trained encoder.
+
+    Returns:
+        `transformers.ViTModel`: in eval mode, float32, on the trunk's device, with its own copy of the weights.
+    """
+    config = ViTConfig.from_dict(trunk.config.to_dict())
+    config.pooler_act, config.pooler_output_size = "linear", config.hidden_size
+    weights = {name: tensor.detach().float().clone() for name, tensor in trunk.state_dict().items()}
+    if not trunk.use_position_embeddings:
+        weights["embeddings.position_embeddings"].zero_()
+    device = weights["embeddings.cls_token"].device
+    weights["pooler.dense.weight"] = torch.eye(config.hidden_size, device=device)
+    weights["pooler.dense.bias"] = torch.zeros(config.hidden_size, device=device)
+    with torch.device("meta"):
+        encoder = ViTModel(config)
+    encoder.load_state_dict(weights, strict=True, assign=True)
+    return encoder.eval()

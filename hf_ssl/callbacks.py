@@ -1,0 +1,44 @@
+"""What a person sees of a run."""
+
+import time
+from typing import Any
+
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ImagesPerSecondCallback(ProgressCallback):
+    """Trainer's progress bar, with images per second and one readable line for each log."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.images_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.bar_start = (time.monotonic(), state.global_step)
+        if self.training_bar is not None:
+            self.training_bar.set_description("pretraining")
+            self.training_bar.update(state.global_step)
+            self.current_step = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None:
+            start, first_step = self.bar_start
+            rate = (state.global_step - first_step) * self.images_per_step / (time.monotonic() - start)
+            self.training_bar.set_postfix_str(f"{rate:,.0f} images/s", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            numbers = {name: value for name, value in logs.items() if isinstance(value, float) and name != "epoch"}
+            hidden = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+            parts = [f"{name} {value:.4g}" for name, value in numbers.items() if name not in hidden]
+            self.training_bar.write(f"step {state.global_step:>6} | " + " | ".join(parts))

@@ -1,0 +1,27 @@
+"""Datasets: the registry of names, loading, decoding, verification, and the sources and the sampler of training."""
+
+from .images import MAX_PIXELS, ImageError, decode_rgb, image_size
+from .loading import ImageData, load_image_data
+from .registry import DATASETS, DatasetInfo
+from .sampler import EpochSampler
+from .sources import PhotoSource, PhotoViews, TensorSource, collate, make_source
+from .verify import verify_images
+
+
+__all__ = [
+    "DATASETS",
+    "MAX_PIXELS",
+    "DatasetInfo",
+    "EpochSampler",
+    "ImageData",
+    "ImageError",
+    "PhotoSource",
+    "PhotoViews",
+    "TensorSource",
+    "collate",
+    "decode_rgb",
+    "image_size",
+    "load_image_data",
+    "make_source",
+    "verify_images",
+]

@@ -1,0 +1,261 @@
+"""Map-style datasets that feed training: every batch is a flat dictionary of tensors."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers.utils import logging
+
+from .images import decode_rgb, image_size
+
+
+logger = logging.get_logger(__name__)
+
+MAX_DECODED_BYTES = 4 * 2**30
+NUM_SAMPLED_SIZES = 256
+READ_BATCH_SIZE = 1024
+
+
+class PhotoViews(Protocol):
+    """What [`PhotoSource`] asks of the views it renders: boxes for a whole batch first, then pixels photo by photo."""
+
+    def boxes(self, epoch: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
+        """
+        Draws the boxes of a batch.
+
+        Args:
+            epoch (`torch.Tensor` of shape `(batch_size,)`):
+                Epoch of each sample, int64.
+            index (`torch.Tensor` of shape `(batch_size,)`):
+                Index of each sample, int64.
+            sizes (`torch.Tensor` of shape `(batch_size, 2)`):
+                Height and width of each photo, int64.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_views, 5)`: Top, left, height, width and flip flag, int64.
+        """
+        ...
+
+    def render(self, photo: PIL.Image.Image, boxes: Tensor) -> dict[str, Tensor]:
+        """
+        Renders the views of one photo.
+
+        Args:
+            photo (`PIL.Image.Image`):
+                The decoded photo in mode RGB.
+            boxes (`torch.Tensor` of shape `(num_views, 5)`):
+                The boxes drawn for it.
+
+        Returns:
+            `dict[str, torch.Tensor]`: uint8 tensors, the same names and shapes for every photo.
+        """
+        ...
+
+
+def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """
+    Hands on the batch that a source has already collated.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            What `__getitems__` of a source returned.
+
+    Returns:
+        `dict[str, torch.Tensor]`: The same dictionary.
+    """
+    return batch
+
+
+class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
+    """
+    Images of one size, decoded once and held in memory.
+
+    Args:
+        images (`torch.Tensor` of shape `(num_samples, 3, height, width)`):
+            All images, uint8.
+        labels (`torch.Tensor` of shape `(num_samples,)`, *optional*):
+            Class ids, int64.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"There are {len(images)} images but {len(labels)} labels; give one label per image.")
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """
+        Reads one sample for evaluation.
+
+        Args:
+            index (`int`):
+                Index of the sample.
+
+        Returns:
+            `dict[str, Any]`: `image`, a uint8 tensor of shape `(3, height, width)`, and, if there are labels, `label`,
+            an `int`.
+        """
+        sample: dict[str, Any] = {"image": self.images[index]}
+        if self.labels is not None:
+            sample["label"] = int(self.labels[index])
+        return sample
+
+    def __getitems__(self, keys: Sequence[Any]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Reads a training batch, or the samples of an evaluation batch where the keys are plain indices.
+
+        Args:
+            keys (`Sequence[tuple[int, int]]` or `Sequence[int]` of length `batch_size`):
+                Pairs of epoch and index, as [`EpochSampler`] yields them, or indices, as other samplers do.
+
+        Returns:
+            `dict[str, torch.Tensor]`, or a list of samples to collate: `images` of shape
+            `(batch_size, 3, height, width)`, uint8; `index`, `epoch` and, if there are labels, `labels` of shape
+            `(batch_size,)`, int64.
+        """
+        if isinstance(keys[0], int):
+            return [self[key] for key in keys]
+        epoch, index = torch.tensor(keys).unbind(dim=1)
+        batch = {"images": self.images[index], "index": index, "epoch": epoch}
+        if self.labels is not None:
+            batch["labels"] = self.labels[index]
+        return batch
+
+
+class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
+    """
+    Photos of any size, decoded and cropped when a batch is read.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Dataset with an undecoded `image` column and, optionally, a `label` column.
+        views ([`PhotoViews`], *optional*):
+            The views to render for training; not needed for evaluation.
+    """
+
+    collate = staticmethod(collate)
+
+    def __init__(self, dataset: Dataset, views: PhotoViews | None = None) -> None:
+        self.dataset = dataset
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """
+        Reads one sample for evaluation.
+
+        Args:
+            index (`int`):
+                Index of the sample.
+
+        Returns:
+            `dict[str, Any]`: `image`, a uint8 tensor of shape `(3, height, width)`, and, if there are labels, `label`,
+            an `int`.
+
+        Raises:
+            [`ImageError`]: If the photo cannot be decoded.
+        """
+        row = self.dataset[index]
+        pixels = np.array(decode_rgb(row["image"], row=index))
+        sample: dict[str, Any] = {"image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous()}
+        if "label" in row:
+            sample["label"] = row["label"]
+        return sample
+
+    def __getitems__(self, keys: Sequence[Any]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Reads a training batch, or the samples of an evaluation batch where the keys are plain indices.
+
+        For training, one decoded photo at a time is held in memory.
+
+        Args:
+            keys (`Sequence[tuple[int, int]]` or `Sequence[int]` of length `batch_size`):
+                Pairs of epoch and index, as [`EpochSampler`] yields them, or indices, as other samplers do.
+
+        Returns:
+            `dict[str, torch.Tensor]`, or a list of samples to collate: The tensors that the views rendered, stacked;
+            `boxes` of shape `(batch_size, num_views, 5)`; `index`, `epoch` and, if there are labels, `labels` of shape
+            `(batch_size,)`, int64.
+
+        Raises:
+            [`ImageError`]: If a photo cannot be decoded.
+        """
+        if isinstance(keys[0], int):
+            return [self[key] for key in keys]
+        if self.views is None:
+            raise ValueError("This PhotoSource has no views to render; give `views` to read training batches.")
+        epoch, index = torch.tensor(keys).unbind(dim=1)
+        rows = self.dataset[index.tolist()]
+        photos = list(zip(rows["image"], index.tolist(), strict=True))
+        sizes = torch.tensor([image_size(photo, row=row) for photo, row in photos])
+        boxes = self.views.boxes(epoch, index, sizes)
+        rendered = [
+            self.views.render(decode_rgb(photo, row=row), photo_boxes)
+            for (photo, row), photo_boxes in zip(photos, boxes, strict=True)
+        ]
+        batch = {name: torch.stack([tensors[name] for tensors in rendered]) for name in rendered[0]}
+        batch |= {"boxes": boxes, "index": index, "epoch": epoch}
+        if "label" in rows:
+            batch["labels"] = torch.tensor(rows["label"])
+        return batch
+
+
+def make_source(dataset: Dataset, views: PhotoViews | None = None) -> TensorSource | PhotoSource:
+    """
+    Chooses how a dataset feeds training.
+
+    Images that all have one size and fit `MAX_DECODED_BYTES` are decoded once; anything else is decoded when read.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Dataset with an undecoded `image` column and, optionally, a `label` column.
+        views ([`PhotoViews`], *optional*):
+            The views that a [`PhotoSource`] renders; a [`TensorSource`] does not use them.
+
+    Returns:
+        [`TensorSource`] or [`PhotoSource`]
+
+    Raises:
+        [`ImageError`]: If an image that is looked at cannot be decoded.
+    """
+    if len(dataset) == 0:
+        raise ValueError("The dataset has no samples; give one that has.")
+    sampled = np.linspace(0, len(dataset) - 1, min(len(dataset), NUM_SAMPLED_SIZES)).astype(int).tolist()
+    sizes = {image_size(dataset[row]["image"], row=row) for row in sampled}
+    height, width = sizes.pop()
+    if sizes or len(dataset) * 3 * height * width > MAX_DECODED_BYTES:
+        return PhotoSource(dataset, views)
+    images = _decode_all(dataset, height, width)
+    if images is None:
+        return PhotoSource(dataset, views)
+    labels = torch.tensor(dataset["label"][:]) if "label" in dataset.column_names else None
+    return TensorSource(images, labels)
+
+
+def _decode_all(dataset: Dataset, height: int, width: int) -> Tensor | None:
+    images = np.empty((len(dataset), height, width, 3), dtype=np.uint8)
+    with logging.tqdm(total=len(dataset), desc="Decoding images", unit="img") as progress:
+        for start in range(0, len(dataset), READ_BATCH_SIZE):
+            batch = dataset[start : start + READ_BATCH_SIZE]["image"]
+            for row, image in enumerate(batch, start):
+                photo = decode_rgb(image, row=row)
+                if photo.size != (width, height):
+                    logger.warning(
+                        f"The image in row {row} is {photo.width}x{photo.height} where those looked at first are "
+                        f"{width}x{height}: the images are decoded when they are read, not held in memory."
+                    )
+                    return None
+                images[row] = np.asarray(photo)
+            progress.update(len(batch))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,18 @@
+"""Evaluation of frozen encoders, one protocol per file."""
+
+from .features import POOLINGS, extract_features, pixel_features, pool_features
+from .knn import knn_accuracy, knn_votes, nearest_neighbors
+from .monitor import KNNMonitor, evenly_spaced
+
+
+__all__ = [
+    "POOLINGS",
+    "KNNMonitor",
+    "evenly_spaced",
+    "extract_features",
+    "knn_accuracy",
+    "knn_votes",
+    "nearest_neighbors",
+    "pixel_features",
+    "pool_features",
+]

@@ -1,0 +1,171 @@
+"""Features of a data set under a frozen encoder."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+
+POOLINGS = ("class_token", "patch_mean", "pooled")
+
+
+def pool_features(outputs: ModelOutput, pooling: str) -> Tensor:
+    """
+    Turns an encoder's outputs into one feature per image.
+
+    Args:
+        outputs (`ModelOutput`):
+            What a transformers vision encoder returns: `last_hidden_state` of shape `(batch, 1 + patches, dim)`, class
+            token first, or `pooler_output` of shape `(batch, dim)` or `(batch, dim, 1, 1)`.
+        pooling (`str`):
+            `"class_token"` (first token), `"patch_mean"` (mean of all other tokens) or `"pooled"` (the encoder's own
+            pooler). Encoders without a class token, such as Swin or ResNet, only have the last one.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, dim)`: The features, not normalized.
+
+    Raises:
+        `ValueError`: If the pooling is unknown or the outputs lack what it reads.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+    if pooling == "pooled":
+        pooled = outputs.get("pooler_output")
+        if pooled is None:
+            raise ValueError("The encoder returns no `pooler_output`: choose `class_token` or `patch_mean`.")
+        return pooled.flatten(1)
+    tokens = outputs.get("last_hidden_state")
+    if tokens is None or tokens.ndim != 3:
+        found = "none" if tokens is None else f"shape {tuple(tokens.shape)}"
+        raise ValueError(
+            f"`{pooling}` needs a `last_hidden_state` of shape (batch, tokens, dim), got {found}: choose `pooled`."
+        )
+    return tokens[:, 0] if pooling == "class_token" else tokens[:, 1:].mean(dim=1)
+
+
+@contextmanager
+def _evaluation_mode(encoder: nn.Module) -> Iterator[None]:
+    """Eval mode inside, then every submodule as it was (a model in training may hold a frozen part in eval mode)."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _collate(samples: list[dict[str, Any]]) -> tuple[list[Tensor], list[int]]:
+    return [sample["image"] for sample in samples], [int(sample["label"]) for sample in samples if "label" in sample]
+
+
+def _extract(
+    feature_fn: Callable[[Tensor], Tensor],
+    processor: BaseImageProcessor,
+    dataset: Dataset[dict[str, Any]],
+    batch_size: int,
+    num_workers: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Applies `feature_fn`, `pixel_values (batch, 3, height, width) -> (batch, dim)`, to the dataset in order."""
+    count = len(dataset)  # type: ignore[arg-type]
+    if not count:
+        raise ValueError("`dataset` is empty: there is nothing to extract features from.")
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        # A loader without a generator of its own draws from the global one and would shift a training run.
+        generator=torch.Generator(),
+    )
+    features = torch.empty(0)
+    labels: list[int] = []
+    done = 0
+    # The bar appears only when there is something to wait for, and leaves no line behind.
+    with tqdm(total=count, desc="features", unit=" images", delay=5, leave=False, disable=None) as bar:
+        for images, batch_labels in loader:
+            batch = feature_fn(processor(images=images, return_tensors="pt")["pixel_values"])
+            if not done:
+                # Filled in place: kept batches would be views that hold all of the encoder's tokens in memory.
+                features = torch.empty(count, batch.shape[1])
+            features[done : done + len(images)] = batch
+            labels += batch_labels
+            done += len(images)
+            bar.update(len(images))
+    if labels and len(labels) != count:
+        raise ValueError(f"Only {len(labels)} of {count} samples have a `label`: give all of them one, or none.")
+    return features, torch.tensor(labels, dtype=torch.int64) if labels else None
+
+
+def extract_features(
+    encoder: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: Dataset[dict[str, Any]],
+    *,
+    pooling: str,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    num_workers: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """
+    Computes one feature per image with a frozen encoder.
+
+    The encoder runs in eval mode and is left in the mode it came in. No global random state is read or advanced, so
+    that this can be called in the middle of training.
+
+    Args:
+        encoder (`PreTrainedModel`): A vision encoder that takes `pixel_values`.
+        processor (`BaseImageProcessor`): Resizes and normalizes; images of unequal size must come out equal.
+        dataset (`torch.utils.data.Dataset`):
+            A map-style dataset whose items are `{"image": uint8 tensor (3, height, width), "label": int}`; `label` may
+            be absent.
+        pooling (`str`): One of `POOLINGS`, see [`pool_features`].
+        batch_size (`int`, *optional*, defaults to 256): Number of images in a forward pass.
+        device (`torch.device` or `str`, *optional*):
+            Where to run; the encoder is moved there and stays. Defaults to where the encoder is.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read the dataset.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor | None]`: Features of shape `(N, dim)`, float32, and labels of shape `(N,)`,
+        int64, both on the CPU and in the order of the dataset; no labels if the samples have none.
+
+    Raises:
+        `ValueError`: If the dataset is empty, only a part of it has labels, or the pooling does not fit the encoder.
+    """
+    if device is not None:
+        encoder.to(device)  # type: ignore[arg-type]
+
+    def encode(pixel_values: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return pool_features(encoder(pixel_values=pixel_values.to(encoder.device, encoder.dtype)), pooling)
+
+    with _evaluation_mode(encoder):
+        return _extract(encode, processor, dataset, batch_size, num_workers)
+
+
+def pixel_features(
+    processor: BaseImageProcessor, dataset: Dataset[dict[str, Any]], *, batch_size: int = 256, num_workers: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """
+    Flattens the processed pixels: the features of no encoder at all, the baseline that any encoder should beat.
+
+    Args:
+        processor (`BaseImageProcessor`): The processor the encoder uses.
+        dataset (`torch.utils.data.Dataset`): As for [`extract_features`].
+        batch_size (`int`, *optional*, defaults to 256): Number of images processed at a time.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read the dataset.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor | None]`: Features of shape `(N, 3 * height * width)`, float32, and labels of
+        shape `(N,)`, int64, or none.
+
+    Raises:
+        `ValueError`: If the dataset is empty or only a part of it has labels.
+    """
+    return _extract(lambda pixel_values: pixel_values.flatten(1), processor, dataset, batch_size, num_workers)

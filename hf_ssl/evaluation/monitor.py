@@ -1,0 +1,112 @@
+"""The online kNN monitor: is the encoder that would be published getting better?"""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from transformers import BaseImageProcessor
+
+from ..models import SSLPreTrainedModel
+from .features import extract_features, pixel_features
+from .knn import knn_accuracy, nearest_neighbors
+
+
+NUM_NEIGHBORS = 8  # neighbors of a query that the figure shows
+
+
+class KNNMonitor:
+    """
+    Weighted kNN accuracy of a model's *exported* encoder, with the feature that its configuration names, through the
+    image processor that is published with it. The same images are used at every call, and no random state is touched.
+
+    Args:
+        processor (`BaseImageProcessor`):
+            The evaluation transform.
+        bank (`torch.utils.data.Dataset`):
+            Images that vote: items `{"image": uint8 tensor (3, height, width), "label": int}`.
+        queries (`torch.utils.data.Dataset`):
+            Images that are classified. Without labels, no accuracy is measured; neighbors are still found.
+        num_classes (`int`, *optional*):
+            Number of classes; unset, the images have no labels.
+        k (`int`, *optional*, defaults to 20):
+            Neighbors that vote; at most the size of the bank.
+        temperature (`float`, *optional*, defaults to 0.07):
+            Softness of the votes.
+        num_shown (`int`, *optional*, defaults to 6):
+            First queries whose neighbors are kept for the figure.
+    """
+
+    def __init__(
+        self,
+        processor: BaseImageProcessor,
+        bank: Dataset,
+        queries: Dataset,
+        num_classes: int | None = None,
+        k: int = 20,
+        temperature: float = 0.07,
+        num_shown: int = 6,
+    ):
+        self.processor, self.bank, self.queries = processor, bank, queries
+        self.num_classes, self.k, self.temperature = num_classes, min(k, len(bank)), temperature
+        self.num_shown = min(num_shown, len(queries))
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self.first_neighbors: Tensor | None = None
+        self.last_neighbors: Tensor | None = None
+        self._pixels: dict[str, float] | None = None
+
+    def __call__(self, model: SSLPreTrainedModel) -> dict[str, float]:
+        """
+        Measure a model.
+
+        Args:
+            model ([`SSLPreTrainedModel`]): The model; it is left as it is.
+
+        Returns:
+            `dict[str, float]`: `knn_top1` and `knn_top5` of the encoder's features and `knn_top1_pixels` of raw
+            pixels, in percent; empty without labels. The first and the last numbers are kept in `first` and `last`.
+        """
+        encoder, pooling = model.export_encoder(), model.config.feature
+        bank, bank_labels = extract_features(encoder, self.processor, self.bank, pooling=pooling)
+        queries, labels = extract_features(encoder, self.processor, self.queries, pooling=pooling)
+        self.last_neighbors = nearest_neighbors(queries[: self.num_shown], bank, min(NUM_NEIGHBORS, len(bank)))
+        self.last = self._accuracy(bank, bank_labels, queries, labels)
+        if self.num_classes is not None:
+            self.last["knn_top1_pixels"] = self._pixel_accuracy()
+        if self.first_neighbors is None:
+            self.first, self.first_neighbors = self.last, self.last_neighbors
+        return self.last
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The protocol in numbers, for a report."""
+        return {
+            "k": self.k,
+            "temperature": self.temperature,
+            "num_bank_images": len(self.bank),  # type: ignore[arg-type]
+            "num_query_images": len(self.queries),  # type: ignore[arg-type]
+        }
+
+    def _pixel_accuracy(self) -> float:
+        """The same protocol on the processed pixels; measured once."""
+        if self._pixels is None:
+            bank, queries = (pixel_features(self.processor, images) for images in (self.bank, self.queries))
+            self._pixels = self._accuracy(*bank, *queries)
+        return self._pixels["knn_top1"]
+
+    def _accuracy(
+        self, bank: Tensor, bank_labels: Tensor | None, queries: Tensor, labels: Tensor | None
+    ) -> dict[str, float]:
+        if self.num_classes is None or bank_labels is None or labels is None:
+            return {}
+        measured = knn_accuracy(
+            queries, labels, bank, bank_labels, self.num_classes, k=self.k, temperature=self.temperature
+        )
+        return {name: measured[name] for name in ("knn_top1", "knn_top5")}
+
+
+def evenly_spaced(dataset: Dataset, count: int) -> Dataset:
+    """At most `count` items of a map-style dataset, evenly spaced, so that sorted classes are all met."""
+    size = len(dataset)  # type: ignore[arg-type]
+    if size <= count:
+        return dataset
+    return Subset(dataset, torch.linspace(0, size - 1, count).long().tolist())

@@ -1,0 +1,199 @@
+"""Pictures of a run: loss and kNN curves, nearest neighbors before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+# Told apart with any kind of color vision.
+BLUE, GREEN, RED, GRAY = "#0077BB", "#009E73", "#CC3311", "#555555"
+
+
+def require_matplotlib() -> None:
+    """
+    Checks that figures can be drawn, so that a long run can find out before it starts.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib: run `pip install "hf_ssl[viz]"`.') from error
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """A figure of its own (inches), so that no pyplot state is touched."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    logs = [log for log in log_history if name in log]
+    return [log["step"] for log in logs], [log[name] for log in logs]
+
+
+def _style(axes: Axes, title: str, title_pad: float = 6) -> None:
+    axes.set_title(title, fontsize=13, loc="left", pad=title_pad)
+    axes.set_xlabel("optimizer step", fontsize=11)
+    axes.tick_params(labelsize=11)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+
+
+def plot_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path, *, terms: Sequence[str]) -> None:
+    """
+    Draws the curves of a training run as small multiples: kNN accuracy if monitored, loss terms, learning rate.
+
+    Args:
+        log_history (`Sequence[Mapping[str, Any]]`):
+            `trainer.state.log_history`: dictionaries with `step` and metrics. `knn_top1` (percent) becomes a panel of
+            its own, with its value at step 0 marked as the state before training and the last `knn_top1_pixels` as
+            reference line; `learning_rate` too.
+        path (`str` or `Path`): PNG file to write.
+        terms (`Sequence[str]`): Metrics to draw, one panel each, such as `["loss", "loss_relations"]`.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+        `ValueError`: If a term was never logged.
+    """
+    logged = {name for log in log_history for name in log}
+    missing = [term for term in terms if term not in logged]
+    if missing:
+        raise ValueError(
+            f"`terms` {missing} are not in the log history, which has {sorted(logged)}: use these names, and train "
+            "for at least `logging_steps` steps."
+        )
+    panels = [*terms, *(["learning_rate"] if "learning_rate" in logged else [])]
+    rows, knn_rows = ceil(len(panels) / 2), int("knn_top1" in logged)
+    figure = _new_figure(8, 2.7 * rows + 3.4 * knn_rows)
+    figure.set_layout_engine("constrained")
+    grid = figure.add_gridspec(rows + knn_rows, 2, height_ratios=[3.4] * knn_rows + [2.7] * rows)
+    if knn_rows:
+        _plot_knn(figure.add_subplot(grid[0, :]), log_history)
+    for i, name in enumerate(panels):
+        axes = figure.add_subplot(grid[knn_rows + i // 2, i % 2])
+        _style(axes, name.removeprefix("loss_").replace("_", " ") + (" loss" if name.startswith("loss_") else ""))
+        steps, values = _series(log_history, name)
+        axes.plot(steps, values, color=BLUE, linewidth=1.6, marker="o" if len(steps) == 1 else None)
+        if name == "learning_rate":
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter("{x:g}")
+    _save(figure, path)
+
+
+def _plot_knn(axes: Axes, log_history: Sequence[Mapping[str, Any]]) -> None:
+    _style(axes, "kNN top-1 accuracy (percent)", title_pad=26)
+    steps, values = _series(log_history, "knn_top1")
+    axes.plot(
+        steps, values, color=BLUE, linewidth=2, marker="o", markersize=4, label=f"encoder, last: {values[-1]:.1f}"
+    )
+    if steps[0] == 0:
+        axes.plot(0, values[0], "D", color=RED, markersize=8, label=f"before training: {values[0]:.1f}", clip_on=False)
+    pixels = _series(log_history, "knn_top1_pixels")[1]
+    if pixels:
+        axes.axhline(pixels[-1], color=GRAY, linestyle="--", linewidth=1.4, label=f"raw pixels: {pixels[-1]:.1f}")
+    axes.margins(y=0.12)
+    # Between title and plot, where it cannot cover a curve.
+    axes.legend(fontsize=11, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 0.98), columnspacing=1.4)
+
+
+def plot_neighbors(
+    path: str | Path,
+    *,
+    query_images: Sequence[Tensor],
+    bank_images: Sequence[Tensor],
+    neighbors_before: Tensor,
+    neighbors_after: Tensor,
+    query_labels: Sequence[int] | Tensor | None = None,
+    bank_labels: Sequence[int] | Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """
+    Draws, one row per query, its nearest neighbors before and after training side by side.
+
+    Args:
+        path (`str` or `Path`): PNG file to write.
+        query_images (`Sequence[torch.Tensor]`): `Q` uint8 images of shape `(3, height, width)`, of any sizes.
+        bank_images (`Sequence[torch.Tensor]`): Images the neighbors were searched in; only those shown are read.
+        neighbors_before (`torch.Tensor` of shape `(Q, k)`): Indices into `bank_images`, most similar first, by the
+            features before training; see [`~hf_ssl.evaluation.knn.nearest_neighbors`].
+        neighbors_after (`torch.Tensor` of shape `(Q, k)`): The same, after training.
+        query_labels (`Sequence[int]` or `torch.Tensor` of shape `(Q,)`, *optional*):
+            With `bank_labels`, frames tell whether a neighbor has the query's class.
+        bank_labels (`Sequence[int]` or `torch.Tensor` of shape `(N,)`, *optional*): Classes of `bank_images`.
+        class_names (`Sequence[str]`, *optional*): With labels, names the queries.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+        `ValueError`: If shapes do not fit, or only one of the two label lists is given.
+    """
+    count = len(query_images)
+    if neighbors_before.shape != neighbors_after.shape or neighbors_before.ndim != 2 or len(neighbors_before) != count:
+        raise ValueError(
+            f"`neighbors_before` and `neighbors_after` must both have shape (number of queries = {count}, k), got "
+            f"{tuple(neighbors_before.shape)} and {tuple(neighbors_after.shape)}."
+        )
+    if (query_labels is None) != (bank_labels is None):
+        raise ValueError("Frames compare classes: give both `query_labels` and `bank_labels`, or none of them.")
+    k = neighbors_before.shape[1]
+    # Lengths in units of one tile: query, gap, k neighbors, gap, k neighbors.
+    gap, pitch = 0.35, 1.1
+    starts = {"before": pitch + gap, "after": (1 + k) * pitch + 2 * gap}
+    left, right, bottom = -0.45, (1 + 2 * k) * pitch + 2 * gap, count * pitch
+    inch = (right - left) / 10
+    top, end = -0.4 * inch, bottom + (0.35 * inch if query_labels is not None else 0)
+    figure = _new_figure(10, (end - top) / inch)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row in range(count):
+        y = row * pitch
+        _draw_tile(axes, query_images[row], 0, y, frame=None)
+        if query_labels is not None and class_names is not None:
+            name = class_names[int(query_labels[row])]
+            axes.text(-0.08, y + 0.5, name, fontsize=12, rotation=90, ha="right", va="center")
+        for when, neighbors in (("before", neighbors_before), ("after", neighbors_after)):
+            for column, index in enumerate(neighbors[row].tolist()):
+                frame = None
+                if query_labels is not None and bank_labels is not None:
+                    frame = GREEN if int(bank_labels[index]) == int(query_labels[row]) else RED
+                _draw_tile(axes, bank_images[index], starts[when] + column * pitch, y, frame=frame)
+    axes.text(0.5, -0.1 * inch, "query", fontsize=13, ha="center")
+    for when, start in starts.items():
+        axes.text(start, -0.1 * inch, f"neighbors {when} training", fontsize=13)
+    if query_labels is not None:
+        axes.text(starts["before"], bottom, "green frame: class of the query", color=GREEN, fontsize=12, va="top")
+        axes.text(starts["after"], bottom, "red frame: another class", color=RED, fontsize=12, va="top")
+    # After the images, which set limits of their own.
+    axes.set(xlim=(left, right), ylim=(end, top))
+    _save(figure, path)
+
+
+def _draw_tile(axes: Axes, image: Tensor, left: float, top: float, *, frame: str | None) -> None:
+    """Draws a uint8 image `(3, height, width)`, whole and undistorted, into a square of side 1."""
+    from matplotlib.patches import Rectangle
+
+    tile = ImageOps.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), (128, 128), color="white")
+    axes.imshow(np.asarray(tile), extent=(left, left + 1, top + 1, top))
+    if frame is not None:
+        axes.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=frame, linewidth=3.5))

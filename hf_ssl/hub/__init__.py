@@ -1,0 +1,16 @@
+"""From a trained model to a folder on the Hub."""
+
+from .export import evaluation_processor, export_run, write_results
+from .model_card import CardResult, ModelCardInfo, render_card
+from .run_card import write_run_card
+
+
+__all__ = [
+    "CardResult",
+    "ModelCardInfo",
+    "evaluation_processor",
+    "export_run",
+    "render_card",
+    "write_results",
+    "write_run_card",
+]

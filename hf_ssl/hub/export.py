@@ -1,0 +1,98 @@
+"""What a run or a conversion leaves behind: a folder that is ready for the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..models import SSLPreTrainedModel
+
+
+# From this size on images are photos, and the border that a center crop leaves out rarely matters.
+_CENTER_CROP_FROM = 128
+_CENTER_CROP_RATIO = 0.875
+
+
+def evaluation_processor(
+    image_size: int, mean: list[float], std: list[float], crop_ratio: float | None = None
+) -> ViTImageProcessor:
+    """
+    The evaluation transform as an image processor of stock transformers.
+
+    Args:
+        image_size (`int`):
+            Side of the model's images, in pixels.
+        mean (`list[float]`):
+            Mean of each channel, in [0, 1].
+        std (`list[float]`):
+            Standard deviation of each channel, in [0, 1].
+        crop_ratio (`float`, *optional*):
+            Share of the shorter side that a central crop keeps: 0.875 resizes the shorter side to 256 for a crop of
+            224. 1 resizes the whole image to a square. Unset, 0.875 from 128 pixels on, else 1.
+
+    Returns:
+        `transformers.ViTImageProcessor`.
+
+    Raises:
+        `ValueError`: the ratio is not in (0, 1].
+    """
+    if crop_ratio is None:
+        crop_ratio = _CENTER_CROP_RATIO if image_size >= _CENTER_CROP_FROM else 1.0
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1].")
+    square = {"height": image_size, "width": image_size}
+    crops = crop_ratio < 1
+    return ViTImageProcessor(
+        do_convert_rgb=True,
+        size={"shortest_edge": round(image_size / crop_ratio)} if crops else square,
+        do_center_crop=crops,
+        crop_size=square if crops else None,
+        resample=PILImageResampling.BILINEAR,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
+def export_run(
+    model: SSLPreTrainedModel,
+    processor: BaseImageProcessor,
+    output_dir: str | Path,
+    which: Literal["student", "teacher"] | None = None,
+) -> None:
+    """
+    Write the encoder and its processor into `output_dir`, in the format of stock transformers, and the whole
+    pretraining model into `output_dir/pretraining`.
+
+    Args:
+        model ([`SSLPreTrainedModel`]):
+            The trained model.
+        processor (`BaseImageProcessor`):
+            The evaluation transform.
+        output_dir (`str` or `Path`):
+            The folder; made if there is none.
+        which (`str`, *optional*):
+            `"student"` or `"teacher"`; unset, the encoder that the method recommends.
+    """
+    output_dir = Path(output_dir)
+    model.export_encoder(which).save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    model.save_pretrained(output_dir / "pretraining", save_original_format=False)
+    processor.save_pretrained(output_dir / "pretraining")
+
+
+def write_results(output_dir: str | Path, results: dict[str, Any]) -> None:
+    """
+    Add numbers to `all_results.json`; those that are already there under other names stay.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's folder.
+        results (`dict[str, Any]`):
+            Numbers and settings by name.
+    """
+    path = Path(output_dir) / "all_results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(earlier | results, indent=2, sort_keys=True) + "\n")

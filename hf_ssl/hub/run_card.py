@@ -1,0 +1,119 @@
+"""The model card of a pretraining run, from what the run knows."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from ..data import DATASETS, ImageData
+from ..models import get_method
+from ..trainer import SSLTrainer
+from .model_card import CardResult, ModelCardInfo, render_card
+
+
+_LIMITATIONS = """The encoder has only seen the images named above, at the size named above: expect features of other kinds of
+images, or of other sizes, to be worse. It inherits whatever biases the images have. It was evaluated by nearest
+neighbors only; nothing is known about its fairness or its robustness."""
+
+
+def write_run_card(
+    trainer: SSLTrainer,
+    arguments: dict[str, Any],
+    data: ImageData,
+    results: dict[str, Any],
+    figures: dict[str, str],
+) -> None:
+    """
+    Write `README.md` into the output folder of a run.
+
+    Args:
+        trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, after training.
+        arguments (`dict[str, Any]`): The script's arguments by name: `method`, `mode`, `recipe`, `dataset`,
+            `backbone`, …
+        data ([`~hf_ssl.data.ImageData`]): The data.
+        results (`dict[str, Any]`): Numbers of the run, as in `all_results.json`.
+        figures (`dict[str, str]`): Captions by path, relative to the folder.
+    """
+    args, model = trainer.args, trainer.model
+    method = get_method(arguments["method"])
+    name, is_local = arguments["dataset"], Path(arguments["dataset"]).exists()
+    dataset = Path(name).name if is_local else name
+    dataset_id = DATASETS[name].path if name in DATASETS else None
+    if not is_local and "/" in name:
+        dataset_id = name
+    info = ModelCardInfo(
+        model_name=Path(args.output_dir).resolve().name,
+        repo_id=trainer.hub_model_id,
+        method=method.title,
+        method_summary=method.summary,
+        paper_title=method.paper,
+        arxiv_id=method.arxiv,
+        bibtex=method.citation,
+        backbone=_describe_backbone(arguments),
+        pooling=model.config.feature,
+        dataset=dataset,
+        dataset_id=dataset_id,
+        num_train_images=len(trainer.train_dataset),
+        limitations=_LIMITATIONS,
+        training={
+            "mode": arguments["mode"],
+            "recipe": arguments["recipe"],
+            "optimizer steps": trainer.state.global_step,
+            "epochs": round(trainer.state.epoch or 0, 2),
+            "images per step": trainer.images_per_step,
+            "peak learning rate": args.learning_rate,
+            "schedule": args.schedule or args.lr_scheduler_type.value,
+            "weight decay": args.weight_decay,
+            "gradient clipping": args.max_grad_norm or "none",
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "seed": args.seed,
+        },
+        results=_results(results, dataset, dataset_id) if data.num_classes else (),
+        figures=figures,
+        hardware=f"{_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
+        versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        uses_labels="classification" in getattr(model.config, "tasks", ()),
+    )
+    render_card(info).save(Path(args.output_dir) / "README.md")
+
+
+def _describe_backbone(arguments: dict[str, Any]) -> str:
+    family, _, size = arguments["backbone"].partition("-")
+    return (
+        f"{'ViT' if family == 'vit' else family}-{size.title()} with {arguments['patch_size']}-pixel patches for "
+        f"{arguments['image_size']}-pixel images"
+    )
+
+
+def _results(results: dict[str, Any], dataset: str, dataset_id: str | None) -> list[CardResult]:
+    protocol = (
+        f"weighted kNN (Wu et al., 2018) with k = {results['k']} and temperature {results['temperature']} on the feature "
+        f"`{results['feature']}`: {results['num_query_images']:,} images that were not trained on, among "
+        f"{results['num_bank_images']:,} training images."
+    )
+    return [
+        CardResult(
+            value=results[f"knn_top{n}"],
+            metric_name=f"kNN top-{n} (%)",
+            metric_type="accuracy",
+            dataset=dataset,
+            dataset_id=dataset_id,
+            split="test",
+            protocol=protocol,
+            before_training=results[f"knn_top{n}_before"],
+            raw_pixels=results["knn_top1_pixels"] if n == 1 else None,
+        )
+        for n in (1, 5)
+    ]
+
+
+def _hardware(trainer: SSLTrainer) -> str:
+    if trainer.args.device.type == "cuda":
+        return f"{trainer.args.world_size} x {torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+__all__ = ["write_run_card"]

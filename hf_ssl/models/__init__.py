@@ -1,0 +1,17 @@
+"""The methods; importing this package registers them with the Auto classes of transformers."""
+
+from .auto import METHODS, Method, get_method
+from .base import SSLConfig, SSLOutput, SSLPreTrainedModel
+from .relvit import RelViTConfig, RelViTForPreTraining
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "RelViTConfig",
+    "RelViTForPreTraining",
+    "SSLConfig",
+    "SSLOutput",
+    "SSLPreTrainedModel",
+    "get_method",
+]

@@ -1,0 +1,165 @@
+"""What the methods share: the configuration and model base classes, and what a forward pass returns."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import ModelOutput
+
+from ..views import Draws
+
+
+Feature = Literal["class_token", "patch_mean", "pooled"]
+
+# Keys of a saved config.json that are not fields of the config class.
+_EXTRA_KEYS = {*PreTrainedConfig().to_dict(), "num_labels", "name_or_path", "attn_implementation", "torch_dtype"}
+
+
+class SSLConfig(PreTrainedConfig):
+    """
+    Base of the methods' configurations: everything needed to rebuild the network and its loss.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the encoder, a class of transformers.
+        feature (`str`, *optional*, defaults to `"class_token"`):
+            What evaluations use as the feature of an image: `"class_token"`, `"patch_mean"` (mean of the patch tokens)
+            or
+            `"pooled"`.
+        position_interpolation (`str`, *optional*, defaults to `"size"`):
+            How position embeddings are resized to other image sizes: `"size"` (as transformers does) or
+            `"scale_factor"` (new size + 0.1, as the originals do).
+    """
+
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {"backbone_config": SubConfigSpec(AutoConfig, model_type="vit")}
+    # Defaults of the method's modes, by name; the first is the default mode.
+    modes: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    backbone_config: PreTrainedConfig | dict[str, Any] | None = None
+    feature: Feature = "class_token"
+    position_interpolation: Literal["size", "scale_factor"] = "size"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(key for key in kwargs if key not in _EXTRA_KEYS and not key.startswith("_"))
+        if unknown:
+            own = {item.name for item in fields(self)} - {item.name for item in fields(PreTrainedConfig)}
+            raise ValueError(
+                f"{type(self).__name__} has no field {unknown[0]!r}; its fields are {', '.join(sorted(own))}."
+            )
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class SSLOutput(ModelOutput):
+    """
+    What a method's forward pass returns.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*):
+            The loss that is minimized.
+        losses (`dict[str, torch.Tensor]`, *optional*):
+            The terms it is made of, each of shape `()`.
+        metrics (`dict[str, torch.Tensor]`, *optional*):
+            Other numbers worth logging (accuracies), each of shape `()`.
+        logits (`dict[str, torch.Tensor]`, *optional*):
+            What the heads computed, by task.
+        last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+            The student's tokens.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    metrics: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class SSLPreTrainedModel(PreTrainedModel):
+    """
+    Base of the methods' models. A method has a `student`, trained by gradient, and may have a `teacher`, its frozen
+    momentum copy.
+    """
+
+    config_class = SSLConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # The losses are means over the batch: under gradient accumulation Trainer has to divide them.
+    accepts_loss_kwargs = False
+
+    student: nn.Module
+
+    def __init__(self, config: SSLConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        config.backbone_config._attn_implementation = config._attn_implementation
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Same as [`~transformers.PreTrainedModel.from_pretrained`], which would leave every parameter trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze()
+        return loaded
+
+    def freeze(self) -> None:
+        """Freeze the parameters that get no gradient in this method: the teacher's, unused tables."""
+
+    def step_draws(self, draws: Draws, batch_size: int) -> dict[str, Tensor]:
+        """
+        The random decisions of one training step that are not augmentation (stochastic depth, …), to be passed to
+        `forward`.
+
+        Args:
+            draws ([`Draws`]): Per-batch draws, one row.
+            batch_size (`int`): Number of images in the micro-batch.
+
+        Returns:
+            `dict[str, torch.Tensor]`: arguments of `forward`.
+        """
+        return {}
+
+    def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
+        """
+        The encoder to publish, as a class that stock transformers loads.
+
+        Args:
+            which (`str`, *optional*):
+                `"student"` or `"teacher"`; unset, the one that the method recommends.
+
+        Returns:
+            `transformers.PreTrainedModel`: a copy, in eval mode.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its encoder is published.")
+
+
+def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
+    """PyTorch's own initialization of linear and convolution layers, uniform in ±1/√fan_in for weight and bias."""
+    bound = module.weight[0].numel() ** -0.5
+    init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        init.uniform_(module.bias, -bound, bound)
+
+
+def drop_path_keep(draws: Draws, rates: list[float], batch_size: int) -> Tensor:
+    """
+    Branches that stochastic depth keeps in one step.
+
+    Args:
+        draws ([`Draws`]): Per-batch draws, one row.
+        rates (`list[float]`): Drop probability of each layer.
+        batch_size (`int`): Number of images.
+
+    Returns:
+        `torch.Tensor` of shape `(len(rates), 2, batch_size)`, bool: attention branch (0) and MLP branch (1).
+    """
+    uniform = draws.uniform("drop_path", len(rates), 2, batch_size)[0]
+    threshold = torch.stack([torch.full((), rate, device=uniform.device) for rate in rates])
+    return uniform >= threshold[:, None, None]

@@ -1,0 +1,285 @@
+"""RelViT: patch tokens learn where their neighbors are (Camporese et al., BMVC 2022, arXiv 2206.00481).
+
+Every patch token solves puzzles about the grid that it lies on: in which of nine directions it lies from every other
+patch, and which cell it came from. What a batch is made of is told in `views_relvit.py`.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.vit.modeling_vit import ViTEmbeddings
+
+from ...backbones import ViTTrunk, publish_vit
+from ...views import Draws
+from ..base import SSLOutput, SSLPreTrainedModel, drop_path_keep, init_torch_default
+from .configuration_relvit import RelViTConfig
+
+
+NUM_RELATIONS = 9
+
+
+def grid_coordinates(order: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Original row and column of the patch in each slot; `order` and results `(batch_size, num_patches)`."""
+    return order // side, order % side
+
+
+def relation_targets(order: Tensor, side: int) -> Tensor:
+    """
+    Where patch i lies as seen from patch j, as one of nine classes: 3 · (sign of the row offset + 1) + (sign of the
+    column offset + 1), so 0 is up-left, 4 the same cell and 8 down-right (paper, section 3.1).
+
+    Args:
+        order (`torch.Tensor` of shape `(batch_size, num_patches)`, int64):
+            Original cell of the patch in each slot.
+        side (`int`):
+            Cells on a side of the grid.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, int64: rows i, columns j.
+    """
+    row, column = grid_coordinates(order, side)
+    vertical = (row[:, :, None] - row[:, None, :]).sign()
+    horizontal = (column[:, :, None] - column[:, None, :]).sign()
+    return 3 * (vertical + 1) + horizontal + 1
+
+
+def distance_targets(order: Tensor, side: int) -> Tensor:
+    """
+    Euclidean distance between cells, scaled to [-1, 1]: -1 on the diagonal, 1 between opposite corners.
+
+    Args:
+        order (`torch.Tensor` of shape `(batch_size, num_patches)`, int64): Original cell of the patch in each slot.
+        side (`int`): Cells on a side of the grid.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, float32.
+    """
+    place = torch.stack(grid_coordinates(order, side), dim=-1).float()
+    offset = place[:, :, None] - place[:, None, :]
+    distance = torch.linalg.norm(offset, dim=-1)
+    return 2 * distance / ((side - 1) * 2**0.5) - 1
+
+
+def angle_targets(order: Tensor, side: int) -> Tensor:
+    """
+    Angle under which two cells are seen from a distant origin (half a grid up and left of the first cell), scaled to
+    [-1, 1]. It is not the direction from one patch to the other; that is how the original defines it. Its 1e-4 in the
+    denominator puts collinear cells slightly above -1.
+
+    Args:
+        order (`torch.Tensor` of shape `(batch_size, num_patches)`, int64): Original cell of the patch in each slot.
+        side (`int`): Cells on a side of the grid.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, float32.
+    """
+    identity = torch.arange(side * side, device=order.device)
+    row, column = grid_coordinates(identity, side)
+    vectors = torch.stack([column, row], dim=-1).float() + side / 2
+    norm = torch.linalg.norm(vectors, dim=-1)
+    # A sum of products rather than a matrix product: arccos near 1 magnifies the rounding of reduced-precision products.
+    dot = (vectors[:, None] * vectors[None]).sum(-1)
+    angle = torch.arccos(dot / (norm[:, None] * norm[None] + 1e-4)) / torch.pi
+    angle = angle.masked_fill(torch.eye(side * side, dtype=torch.bool, device=order.device), 0.0)
+    angle = 2 * angle / angle.max() - 1
+    return angle[order[:, :, None], order[:, None, :]]
+
+
+class PairwiseHead(nn.Module):
+    """
+    Bilinear scorers of patch pairs: `⟨W_q z_i, W_k z_j⟩ / √d` for each scorer, without bias.
+
+    Args:
+        hidden_size (`int`): Width of the tokens.
+        num_scorers (`int`): Independent scorers; they share the width among them.
+    """
+
+    def __init__(self, hidden_size: int, num_scorers: int):
+        super().__init__()
+        self.num_scorers = num_scorers
+        self.head_dim = hidden_size // num_scorers
+        self.query = nn.Linear(hidden_size, num_scorers * self.head_dim, bias=False)
+        self.key = nn.Linear(hidden_size, num_scorers * self.head_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `(batch_size, num_patches, hidden_size)` to scores `(batch_size, num_scorers, num_patches, num_patches)`."""
+        shape = (*tokens.shape[:2], self.num_scorers, self.head_dim)
+        query = self.query(tokens).view(shape).transpose(1, 2)
+        key = self.key(tokens).view(shape).transpose(1, 2)
+        return query @ key.mT * self.head_dim**-0.5
+
+
+def relation_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, dropout: float = 0.0) -> Tensor:
+    """
+    Cross-entropy over the nine directions, mean over all pairs, the diagonal included.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, 9, num_patches, num_patches)`): Scores.
+        targets (`torch.Tensor` of shape `(batch_size, num_patches, num_patches)`, int64): See [`relation_targets`].
+        smoothing (`float`, *optional*, defaults to 0.0): Label smoothing.
+        dropout (`float`, *optional*, defaults to 0.0): Dropout on the pairs' smoothed losses.
+
+    Returns:
+        `torch.Tensor` of shape `()`.
+    """
+    if not smoothing or not dropout:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return F.dropout(F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none"), dropout).mean()
+
+
+class RelViTForPreTraining(SSLPreTrainedModel):
+    """
+    RelViT with a ViT encoder.
+
+    Args:
+        config ([`RelViTConfig`]): Its configuration.
+    """
+
+    config_class = RelViTConfig
+    config: RelViTConfig
+
+    def __init__(self, config: RelViTConfig):
+        super().__init__(config)
+        width, num_patches = config.backbone_config.hidden_size, config.grid_size**2
+        self.student = ViTTrunk(
+            config.backbone_config,
+            drop_path_rate=config.drop_path_rate,
+            use_position_embeddings=config.use_position_embeddings,
+            position_interpolation=config.position_interpolation,
+            projection_dropout=config.projection_dropout,
+        )
+        tasks = config.tasks
+        self.relation_head = PairwiseHead(width, NUM_RELATIONS) if "relations" in tasks else None
+        self.position_head = nn.Linear(width, num_patches) if "positions" in tasks else None
+        self.distance_head = PairwiseHead(width, 1) if "distances" in tasks else None
+        self.angle_head = PairwiseHead(width, 1) if "angles" in tasks else None
+        self.classifier = nn.Linear(width, config.num_labels) if "classification" in tasks else None
+        self.post_init()
+        self.freeze()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The encoder's linear layers and embeddings are normal with std 0.02; the patch convolution and the heads keep
+        # PyTorch's own initialization.
+        in_encoder = any(module is member for member in self.student.modules())
+        if isinstance(module, nn.Linear) and in_encoder:
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            init_torch_default(module)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ViTEmbeddings):
+            init.trunc_normal_(module.cls_token, std=0.02)
+            init.trunc_normal_(module.position_embeddings, std=0.02)
+
+    def freeze(self) -> None:
+        """Positions that are never added have no gradient; unfrozen, weight decay could not tell."""
+        self.student.embeddings.position_embeddings.requires_grad_(self.config.use_position_embeddings)
+
+    def step_draws(self, draws: Draws, batch_size: int) -> dict[str, Tensor]:
+        if not self.config.drop_path_rate:
+            return {}
+        return {"drop_path_keep": drop_path_keep(draws, self.student.drop_path_rates, batch_size)}
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        patch_order: Tensor | None = None,
+        labels: Tensor | None = None,
+        drop_path_keep: Tensor | None = None,
+    ) -> SSLOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalized images of `config.grid_size` × `config.grid_size` patches.
+            patch_order (`torch.Tensor` of shape `(batch_size, num_patches)`, int64, *optional*):
+                Original cell of the patch in each slot, where the patches were shuffled. Unset, they were not.
+            labels (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
+                Classes, for the classification task.
+            drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
+                Branches that stochastic depth keeps, see [`~RelViTForPreTraining.step_draws`].
+
+        Returns:
+            [`SSLOutput`]: the unweighted sum of the tasks' losses, each loss and accuracy by name.
+
+        Raises:
+            `ValueError`: the images do not have the grid of the configuration, or labels are missing.
+        """
+        tokens = self.student(pixel_values, self._attention_mask(pixel_values), drop_path_keep)
+        class_token, patches = tokens[:, 0], tokens[:, 1:]
+        side = self.config.grid_size
+        if patches.shape[1] != side * side:
+            raise ValueError(
+                f"The images have {patches.shape[1]} patches, but the heads were built for a grid of {side}x{side}. "
+                "Change image_size, patch_size or mega_patches."
+            )
+        if self.config.add_class_token_to_patches:
+            patches = patches + class_token[:, None]
+        # Unshuffled, all images share one target.
+        order = patch_order if patch_order is not None else torch.arange(side * side, device=tokens.device)[None]
+
+        losses, metrics, logits = {}, {}, {}
+        if self.relation_head is not None:
+            scores = logits["relations"] = self.relation_head(patches)
+            target = relation_targets(order, side).expand(len(scores), -1, -1)
+            dropout = self.config.relation_loss_dropout if self.training else 0.0
+            losses["relations"] = relation_loss(scores, target, self.config.relation_label_smoothing, dropout)
+            metrics["accuracy_relations"] = accuracy(scores, target)
+        if self.position_head is not None:
+            scores = logits["positions"] = self.position_head(patches).transpose(1, 2)
+            target = order.expand(len(scores), -1)
+            losses["positions"] = F.cross_entropy(scores, target)
+            metrics["accuracy_positions"] = accuracy(scores, target)
+        if self.distance_head is not None:
+            scores = logits["distances"] = self.distance_head(patches)
+            losses["distances"] = F.mse_loss(scores[:, 0], distance_targets(order, side).expand(len(scores), -1, -1))
+        if self.angle_head is not None:
+            scores = logits["angles"] = self.angle_head(patches)
+            losses["angles"] = F.mse_loss(scores[:, 0], angle_targets(order, side).expand(len(scores), -1, -1))
+        if self.classifier is not None:
+            if labels is None:
+                raise ValueError("The classification task needs labels; use a labeled dataset or leave the task out.")
+            scores = logits["classification"] = self.classifier(class_token)
+            losses["classification"] = F.cross_entropy(scores, labels)
+            metrics["accuracy_classification"] = accuracy(scores, labels)
+        loss = torch.stack(list(losses.values())).sum()
+        return SSLOutput(loss=loss, losses=losses, metrics=metrics, logits=logits, last_hidden_state=tokens)
+
+    def _attention_mask(self, pixel_values: Tensor) -> Tensor | None:
+        """The attention pattern as a mask of shape `(1, 1, sequence_length, sequence_length)`, or None for full."""
+        if self.config.attention_pattern == "full":
+            return None
+        patch_size = self.config.backbone_config.patch_size
+        length = 1 + (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
+        mask = torch.full((length, length), -torch.inf, device=pixel_values.device).fill_diagonal_(0)
+        if self.config.attention_pattern == "diagonal_class_row":
+            mask[0] = 0
+        return mask[None, None].to(self.student.embeddings.cls_token.dtype)
+
+    def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
+        if which == "teacher":
+            raise ValueError("RelViT has no teacher; its encoder is the student.")
+        return publish_vit(self.student)
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of right answers, in [0, 1]; classes lie on axis 1 of `logits`."""
+    return (logits.argmax(1) == targets).float().mean()
+
+
+__all__ = [
+    "PairwiseHead",
+    "RelViTForPreTraining",
+    "angle_targets",
+    "distance_targets",
+    "relation_loss",
+    "relation_targets",
+]

@@ -1,0 +1,416 @@
+"""What RelViT trains on: one view of each image, whose patches are augmented one by one and may be shuffled.
+
+An image goes through: crop and flip, normalization, (mega-patches), cutting into patches, augmentation of each patch,
+(shuffling), and is put together again. All random numbers of a sample are drawn from its own key first, see
+[`hf_ssl.views.Draws`].
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...views import (
+    Draws,
+    apply_weights,
+    batch_innermost,
+    color_jitter,
+    join_patches,
+    normalize,
+    permute_patches,
+    random_grayscale,
+    random_padded_crop,
+    random_resized_crop,
+    random_square_crop,
+    resample,
+    resize_weights,
+    split_patches,
+)
+from ...views.photos import resized_crop
+from .configuration_relvit import RelViTConfig
+
+
+PATCH_OPERATIONS = {"centCrop": None, "colJitter": 0.8, "grayScale": 0.2, "randomNoise": 0.2}
+# A patch is cropped to 1 / 1.15 of its side and resized back.
+_CROP_RATIO = 1.15
+_PADDING = 4
+
+
+@dataclass
+class RelViTViewsConfig:
+    """
+    The views of RelViT.
+
+    Args:
+        image_augmentation (`str`, *optional*, defaults to `"random_resized_crop"`):
+            `"random_resized_crop"`, or `"padded_crop"` (shifts of up to 4 pixels, for images of the model's size); both
+            with a random flip.
+        patch_augmentation (`str`, *optional*, defaults to `"colJitter:0.8-grayScale:0.2"`):
+            The original's notation: operations of colJitter, grayScale, randomNoise and centCrop joined by "-", each
+            with an optional probability after ":"; every patch is also cropped and resized. "none" leaves patches alone.
+        patch_augmentation_space (`str`, *optional*, defaults to `"normalized"`):
+            Where patches are jittered. `"normalized"` is the original's order, normalization first: jittered values are
+            then clamped to [0, 1], which loses all that is darker than the mean. `"pixel"` jitters before normalization.
+        mega_independent_cuts (`bool`, *optional*, defaults to `False`):
+            Cut rows and columns independently. The original uses one list of cuts for both.
+        mega_antialias (`bool`, *optional*, defaults to `False`):
+            Antialias when rectangles are resized. The original, on torchvision 0.9, does not.
+        shuffle_patches (`bool`, *optional*, defaults to `False`):
+            Put the patches in a random order. An encoder without positions cannot tell the difference.
+        image_mean (`list[float]`, *optional*):
+            Mean of each channel, in [0, 1].
+        image_std (`list[float]`, *optional*):
+            Standard deviation of each channel, in [0, 1].
+    """
+
+    image_augmentation: Literal["random_resized_crop", "padded_crop"] = field(
+        default="random_resized_crop",
+        metadata={
+            "help": "Crop of the image: random_resized_crop, or padded_crop (shifts by up to 4 px); then a flip."
+        },
+    )
+    patch_augmentation: str = field(
+        default="colJitter:0.8-grayScale:0.2",
+        metadata={
+            "help": "Augmentation of each patch: colJitter, grayScale, randomNoise, centCrop, joined by '-', each with an "
+            "optional probability after ':'; 'none' for no augmentation."
+        },
+    )
+    patch_augmentation_space: Literal["normalized", "pixel"] = field(
+        default="normalized",
+        metadata={
+            "help": "Jitter patches after normalization (normalized, as the original does) or before it (pixel)."
+        },
+    )
+    mega_independent_cuts: bool = field(
+        default=False, metadata={"help": "Cut mega-patches independently in rows and columns."}
+    )
+    mega_antialias: bool = field(default=False, metadata={"help": "Antialias when mega-patches are resized."})
+    shuffle_patches: bool = field(default=False, metadata={"help": "Put the patches in a random order."})
+    image_mean: list[float] = field(
+        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Mean of each channel, in [0, 1]."}
+    )
+    image_std: list[float] = field(
+        default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Standard deviation of each channel."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("image_augmentation", ("random_resized_crop", "padded_crop")),
+            ("patch_augmentation_space", ("normalized", "pixel")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name}={getattr(self, name)} must hold three numbers, for red, green and blue.")
+        parse_patch_augmentation(self.patch_augmentation)
+
+
+def parse_patch_augmentation(notation: str) -> dict[str, float | None]:
+    """
+    Read the original's notation of patch augmentations.
+
+    Args:
+        notation (`str`): For example `"colJitter:0.8-grayScale:0.2"`, or `"none"`.
+
+    Returns:
+        `dict[str, float | None]`: probability of each operation by name (None for `centCrop`, which always applies);
+        empty for `"none"`.
+
+    Raises:
+        `ValueError`: an operation is unknown, or a probability is not a number in [0, 1].
+    """
+    if notation.lower() == "none":
+        return {}
+    operations: dict[str, float | None] = {}
+    for part in notation.split("-"):
+        name, _, number = part.partition(":")
+        if name not in PATCH_OPERATIONS:
+            raise ValueError(
+                f"patch_augmentation={notation!r} names {name!r}; the operations are {', '.join(PATCH_OPERATIONS)}, or "
+                "'none' alone."
+            )
+        default = PATCH_OPERATIONS[name]
+        try:
+            operations[name] = default if default is None or not number else float(number)
+        except ValueError:
+            operations[name] = math.nan
+        if operations[name] is not None and not 0 <= operations[name] <= 1:
+            raise ValueError(f"patch_augmentation={notation!r}: {number!r} is not a probability between 0 and 1.")
+    return operations
+
+
+@dataclass
+class PatchAugmentation:
+    """
+    The random decisions for a stack of patches; an operation that is not done has None.
+
+    Args:
+        crop (`torch.Tensor` of shape `(num_patches, 5)`, int64): Box inside each patch, as in [`hf_ssl.views.boxes`].
+        jitter_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches whose colors are jittered.
+        jitter_factors (`torch.Tensor` of shape `(num_patches, 4)`): See [`~hf_ssl.views.color_jitter`].
+        jitter_order (`torch.Tensor` of shape `(num_patches, 4)`, int64): See [`~hf_ssl.views.color_jitter`].
+        gray_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches that turn gray.
+        noise_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches that are replaced by noise.
+        noise (`torch.Tensor` of shape `(num_patches, 3, patch_size, patch_size)`): The noise, standard normal.
+    """
+
+    crop: Tensor
+    jitter_apply: Tensor | None = None
+    jitter_factors: Tensor | None = None
+    jitter_order: Tensor | None = None
+    gray_apply: Tensor | None = None
+    noise_apply: Tensor | None = None
+    noise: Tensor | None = None
+
+
+def draw_patch_augmentation(
+    draws: Draws, operations: dict[str, float | None], num_patches: int, patch_size: int
+) -> PatchAugmentation:
+    """
+    Draw the augmentation of every patch of a batch.
+
+    Args:
+        draws ([`Draws`]): One row for each image.
+        operations (`dict[str, float | None]`): Probabilities, see [`parse_patch_augmentation`].
+        num_patches (`int`): Patches of an image.
+        patch_size (`int`): Side of a patch, in pixels.
+
+    Returns:
+        [`PatchAugmentation`]: for `batch_size * num_patches` patches, image by image.
+    """
+    if "centCrop" in operations:
+        # A box of 0.85 of the area inside the central square, as RandomResizedCrop(scale=(0.85, 0.85), ratio=(1, 1)).
+        square = math.ceil(patch_size / _CROP_RATIO)
+        offset = int(round((patch_size - square) / 2.0))
+        crop = random_square_crop(draws, square, round((0.85 * square * square) ** 0.5), num_patches, offset)
+    else:
+        crop = random_square_crop(draws, patch_size, round(patch_size / _CROP_RATIO), num_patches)
+    augmentation = PatchAugmentation(crop.flatten(0, 1))
+    if (p := operations.get("colJitter")) is not None:
+        augmentation.jitter_apply = draws.bernoulli("jitter", num_patches, p=p).flatten()
+        blends = draws.uniform("jitter/blends", num_patches, 3, low=0.6, high=1.4)
+        hue = draws.uniform("jitter/hue", num_patches, 1, low=-0.1, high=0.1)
+        augmentation.jitter_factors = torch.cat([blends, hue], dim=-1).flatten(0, 1)
+        augmentation.jitter_order = draws.permutation("jitter/order", 4, num_patches).flatten(0, 1)
+    if (p := operations.get("grayScale")) is not None:
+        augmentation.gray_apply = draws.bernoulli("gray", num_patches, p=p).flatten()
+    if (p := operations.get("randomNoise")) is not None:
+        augmentation.noise_apply = draws.bernoulli("noise", num_patches, p=p).flatten()
+        augmentation.noise = draws.normal("noise/values", num_patches, 3, patch_size, patch_size).flatten(0, 1)
+    return augmentation
+
+
+def augment_patches(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
+    """
+    Crop and resize each patch, then jitter its colors and turn it gray, in that order.
+
+    Args:
+        patches (`torch.Tensor` of shape `(num_patches, 3, patch_size, patch_size)`): Patches of any number of images.
+        augmentation ([`PatchAugmentation`]): What is done to each.
+
+    Returns:
+        `torch.Tensor` of the shape of `patches`.
+    """
+    patches = batch_innermost(resample(patches, augmentation.crop, patches.shape[-1]))
+    if augmentation.jitter_apply is not None:
+        patches = color_jitter(
+            patches, augmentation.jitter_factors, augmentation.jitter_order, augmentation.jitter_apply
+        )
+    if augmentation.gray_apply is not None:
+        patches = random_grayscale(patches, augmentation.gray_apply)
+    return patches
+
+
+def replace_by_noise(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
+    """The last operation: some of the normalized patches, `(num_patches, 3, patch_size, patch_size)`, become noise."""
+    if augmentation.noise_apply is None:
+        return patches
+    return torch.where(augmentation.noise_apply.view(-1, 1, 1, 1), augmentation.noise, patches)
+
+
+def mega_patch_bands(cuts: Tensor, cells: int, patch_size: int) -> tuple[Tensor, Tensor]:
+    """
+    Start and length of the bands between cuts.
+
+    Args:
+        cuts (`torch.Tensor` of shape `(batch_size, bands - 1)`, int64): Interior grid lines, in any order.
+        cells (`int`): Cells on a side of the source grid.
+        patch_size (`int`): Side of a cell, in pixels.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: start and length of each band in pixels, int64 of shape
+        `(batch_size, bands)`.
+    """
+    lines = cuts.sort(1).values
+    ends = [torch.zeros_like(lines[:, :1]), lines, torch.full_like(lines[:, :1], cells)]
+    edges = torch.cat(ends, dim=1) * patch_size
+    return edges[:, :-1], edges.diff(dim=1)
+
+
+def mega_patches(
+    images: Tensor, row_cuts: Tensor, column_cuts: Tensor, patch_size: int, antialias: bool = False
+) -> Tensor:
+    """
+    Cut images into rectangles of whole patches and resize each to one patch (paper, section 3.3).
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, 3, size, size)`): Square images.
+        row_cuts (`torch.Tensor` of shape `(batch_size, bands - 1)`, int64): Interior grid lines between the rows.
+        column_cuts (`torch.Tensor` of shape `(batch_size, bands - 1)`, int64): The same between the columns.
+        patch_size (`int`): Side of a patch, in pixels.
+        antialias (`bool`, *optional*, defaults to `False`): Antialias the resizing.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, 3, bands * patch_size, bands * patch_size)`.
+    """
+    size = images.shape[-1]
+
+    def weights(cuts: Tensor) -> Tensor:
+        start, length = mega_patch_bands(cuts, size // patch_size, patch_size)
+        bands = resize_weights(start.flatten(), length.flatten(), size, patch_size, antialias=antialias)
+        return bands.view(len(cuts), -1, size)
+
+    return apply_weights(images, weights(row_cuts), weights(column_cuts))
+
+
+class RelViTViews:
+    """
+    Turns a batch of images into what [`RelViTForPreTraining`] is fed with.
+
+    Args:
+        config ([`RelViTViewsConfig`]): The views.
+        model_config ([`RelViTConfig`]): Gives image size, patch size, mega-patches and tasks.
+        seed (`int`): The seed of the run.
+    """
+
+    def __init__(self, config: RelViTViewsConfig, model_config: RelViTConfig, seed: int = 0):
+        self.config = config
+        self.seed = seed
+        self.image_size: int = model_config.backbone_config.image_size
+        self.patch_size: int = model_config.backbone_config.patch_size
+        self.mega_patches = model_config.mega_patches
+        self.with_labels = "classification" in model_config.tasks
+        self.operations = parse_patch_augmentation(config.patch_augmentation)
+
+    def draws(self, epoch: Tensor, index: Tensor) -> Draws:
+        """Per-sample draws of the single view; `epoch` and `index` of shape `(batch_size,)`, int64."""
+        return Draws.for_samples(self.seed, epoch, index)
+
+    def boxes(self, epoch: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
+        """
+        Where the views lie in their sources.
+
+        Args:
+            epoch (`torch.Tensor` of shape `(batch_size,)`, int64): Epoch of each sample.
+            index (`torch.Tensor` of shape `(batch_size,)`, int64): Index of each sample.
+            sizes (`torch.Tensor` of shape `(batch_size, 2)`, int64): Height and width of each source, in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, 1, 5)`, int64: one box for each image.
+        """
+        draws = self.draws(epoch, index)
+        if self.config.image_augmentation == "padded_crop":
+            return random_padded_crop(draws, sizes, _PADDING)[:, None]
+        return random_resized_crop(draws, sizes)[:, None]
+
+    def render(self, photo: Image.Image, boxes: Tensor) -> dict[str, Tensor]:
+        """
+        Cut the view out of a photo, in a data-loading worker.
+
+        Args:
+            photo (`PIL.Image.Image`): The decoded photo, RGB.
+            boxes (`torch.Tensor` of shape `(1, 5)`, int64): Its box.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `crops`, uint8 of shape `(3, image_size, image_size)`.
+        """
+        if self.config.image_augmentation == "padded_crop":
+            raise ValueError(
+                f"image_augmentation='padded_crop' needs images that all have {self.image_size}x{self.image_size} pixels; "
+                "for photos use 'random_resized_crop'."
+            )
+        return {"crops": resized_crop(photo, boxes[0], self.image_size)}
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """
+        Args:
+            batch (`dict[str, torch.Tensor]`):
+                `index` and `epoch` (int64 of shape `(batch_size,)`), `labels` if known, and either sources of one size,
+                `images` (uint8 of shape `(batch_size, 3, height, width)`), or `crops` that [`~RelViTViews.render`] made.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the arguments of [`RelViTForPreTraining`]: `pixel_values` (float32 of shape
+            `(batch_size, 3, side, side)`), `patch_order` (int64 of shape `(batch_size, num_patches)`) if patches are
+            shuffled, `labels` if the model classifies.
+        """
+        draws = self.draws(batch["epoch"], batch["index"])
+        images = self._crop(batch) / 255
+        in_pixels = self.config.patch_augmentation_space == "pixel"
+        if not in_pixels:
+            images = self._normalize(images)
+        if self.mega_patches is not None:
+            images = self._cut_mega_patches(images, draws)
+        patches = split_patches(images, self.patch_size)
+        shape = patches.shape[:2]
+        patches = patches.flatten(0, 1)
+        if self.operations:
+            augmentation = draw_patch_augmentation(draws, self.operations, shape[1], self.patch_size)
+            patches = augment_patches(patches, augmentation)
+        if in_pixels:
+            patches = self._normalize(patches)
+        if self.operations:
+            patches = replace_by_noise(patches, augmentation)
+        patches = patches.unflatten(0, shape)
+        inputs: dict[str, Tensor] = {}
+        if self.config.shuffle_patches:
+            inputs["patch_order"] = draws.permutation("shuffle", shape[1])
+            patches = permute_patches(patches, inputs["patch_order"])
+        inputs["pixel_values"] = join_patches(patches)
+        if self.with_labels and "labels" in batch:
+            inputs["labels"] = batch["labels"]
+        return inputs
+
+    def _crop(self, batch: dict[str, Tensor]) -> Tensor:
+        """The cropped and mirrored images in [0, 255], float32 of shape `(batch_size, 3, image_size, image_size)`."""
+        if "crops" in batch:
+            return batch["crops"].float()
+        images = batch["images"]
+        if self.config.image_augmentation == "padded_crop" and images.shape[-2:] != (self.image_size,) * 2:
+            raise ValueError(
+                f"image_augmentation='padded_crop' needs images of {self.image_size}x{self.image_size} pixels, these have "
+                f"{images.shape[-2]}x{images.shape[-1]}; use 'random_resized_crop', or image_size {images.shape[-1]}."
+            )
+        sizes = torch.stack([torch.full_like(batch["index"], side) for side in images.shape[-2:]], dim=1)
+        boxes = self.boxes(batch["epoch"], batch["index"], sizes)[:, 0]
+        padding = _PADDING if self.config.image_augmentation == "padded_crop" else 0
+        return resample(images, boxes, self.image_size, padding=padding)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return normalize(images, self.config.image_mean, self.config.image_std)
+
+    def _cut_mega_patches(self, images: Tensor, draws: Draws) -> Tensor:
+        bands, cells = self.mega_patches, self.image_size // self.patch_size
+        row_cuts = draws.permutation("mega/rows", cells - 1)[:, : bands - 1] + 1
+        column_cuts = row_cuts
+        if self.config.mega_independent_cuts:
+            column_cuts = draws.permutation("mega/columns", cells - 1)[:, : bands - 1] + 1
+        return mega_patches(images, row_cuts, column_cuts, self.patch_size, self.config.mega_antialias)
+
+
+__all__ = [
+    "PatchAugmentation",
+    "RelViTViews",
+    "RelViTViewsConfig",
+    "augment_patches",
+    "draw_patch_augmentation",
+    "mega_patch_bands",
+    "mega_patches",
+    "parse_patch_augmentation",
+    "replace_by_noise",
+]

@@ -1,0 +1,174 @@
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from hf_ssl.evaluation.features import POOLINGS, extract_features
+from hf_ssl.hub.model_card import FEATURES, CardResult, ModelCardInfo, render_card
+
+
+def make_info(**changes):
+    protocol = "weighted kNN, k = 20, temperature 0.07, all training images as bank"
+    shared = {"dataset": "CIFAR-10", "dataset_id": "uoft-cs/cifar10", "split": "test", "protocol": protocol}
+    arguments = {
+        "model_name": "relvit-vit-tiny-cifar10",
+        "repo_id": "someone/relvit-vit-tiny-cifar10",
+        "method": "RelViT",
+        "method_summary": "Every patch learns to tell where the other patches lie.",
+        "paper_title": "Where are my Neighbors?",
+        "arxiv_id": "2206.00481",
+        "bibtex": "@inproceedings{key,\n  title = {{Where} are my Neighbors?},\n}",
+        "backbone": "ViT-Tiny",
+        "pooling": "patch_mean",
+        "dataset": "CIFAR-10",
+        "dataset_id": "uoft-cs/cifar10",
+        "num_train_images": 50_000,
+        "limitations": "Learned from 32-pixel images.",
+        "training": {"steps": 1950, "learning rate": 5e-4},
+        "results": [
+            CardResult(
+                value=51.2345,
+                metric_name="kNN top-1 (%)",
+                metric_type="accuracy",
+                before_training=31.2,
+                raw_pixels=35.44,
+                **shared,
+            ),
+            CardResult(value=90, metric_name="kNN top-5 (%)", metric_type="accuracy", before_training=80, **shared),
+        ],
+        "figures": {"figures/curves.png": "Loss and kNN accuracy during training"},
+        "hardware": "2 CPU cores, 1.5 hours",
+        "versions": {"torch": "2.15.0", "transformers": "5.23.0"},
+    }
+    return ModelCardInfo(**(arguments | changes))
+
+
+def bare_info(**changes):
+    nothing = {
+        "repo_id": None,
+        "dataset": "my photos",
+        "dataset_id": None,
+        "training": {},
+        "results": [],
+        "figures": {},
+        "hardware": None,
+        "versions": {},
+    }
+    return make_info(**(nothing | changes))
+
+
+def code_block(card):
+    return re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
+
+
+def test_metadata_round_trips(tmp_path):
+    card = render_card(make_info())
+    card.save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.to_dict() == card.data.to_dict()
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert data.license == "apache-2.0"
+    assert data.datasets == ["uoft-cs/cifar10"]
+    assert data.tags == ["hf_ssl", "self-supervised-learning", "relvit"]
+    assert data.model_name == "relvit-vit-tiny-cifar10"
+    top1, top5 = data.eval_results
+    assert (top1.metric_value, top1.metric_name, top1.metric_type) == (51.23, "kNN top-1 (%)", "accuracy")
+    assert (top1.dataset_type, top1.dataset_name, top1.dataset_split) == ("uoft-cs/cifar10", "CIFAR-10", "test")
+    assert top1.task_type == "image-classification"
+    assert top5.metric_value == 90
+
+
+@pytest.mark.parametrize("info", [make_info(), bare_info(), bare_info(trust_remote_code=True, uses_labels=True)])
+def test_text_is_clean(info):
+    text = str(render_card(info))
+    body = text.replace(info.bibtex, "")
+    assert not re.search(r"\{\{|\}\}|\{%|%\}|None|Undefined", body)
+    assert "\n\n\n" not in body
+    assert not re.search(r"(?<![\w.:/])/\w+/", body), "an absolute path"
+    assert info.bibtex in text and info.limitations in text and info.method_summary in text
+    assert "https://huggingface.co/papers/2206.00481" in text
+
+
+def test_results_table():
+    text = render_card(make_info()).text
+    assert "| evaluation | data | this model | before training | raw pixels |\n|---|---|---|---|---|\n" in text
+    assert "| kNN top-1 (%) | CIFAR-10, test | **51.23** | 31.20 | 35.44 |\n" in text
+    assert "| kNN top-5 (%) | CIFAR-10, test | **90.00** | 80.00 | – |\n" in text
+    assert "- kNN top-1 (%), kNN top-5 (%): weighted kNN, k = 20" in text
+    assert "| steps | 1950 |\n| learning rate | 0.0005 |\n" in text
+    assert "50,000 images of CIFAR-10, no labels." in text
+    assert "![Loss and kNN accuracy during training](figures/curves.png)" in text
+
+
+def test_comparison_columns_only_where_measured():
+    result = CardResult(
+        value=50, metric_name="linear", metric_type="accuracy", dataset="photos", split="test", protocol="probe"
+    )
+    card = render_card(make_info(results=[result]))
+    assert "| evaluation | data | this model |\n|---|---|---|\n" in card.text
+    assert "efore training" not in card.text and "aw pixels" not in card.text
+    assert card.data.eval_results[0].dataset_type == "photos"
+
+
+def test_card_without_hub_dataset_or_results():
+    card = render_card(bare_info())
+    assert card.data.datasets is None
+    assert card.data.eval_results is None
+    assert "model_name" not in card.data.to_dict()
+    assert "This model has not been evaluated." in card.text
+    assert "Pictures" not in card.text
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_code_compiles(pooling, trust_remote_code):
+    code = code_block(render_card(make_info(pooling=pooling, trust_remote_code=trust_remote_code)))
+    compile(code, "card", "exec")
+    assert code.count("trust_remote_code=True") == 2 * trust_remote_code
+    assert code.count('"someone/relvit-vit-tiny-cifar10"') == 2
+
+
+def test_every_pooling_is_explained():
+    assert tuple(FEATURES) == POOLINGS
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_code_gives_the_evaluated_feature(tmp_path, monkeypatch, pooling):
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    encoder, processor = ViTModel(config), ViTImageProcessor(size={"height": 8, "width": 8})
+    for part in (encoder, processor):
+        part.save_pretrained(tmp_path / "path/to/this/folder")
+    Image.linear_gradient("L").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code_block(render_card(bare_info(pooling=pooling))), namespace)
+    photo = pil_to_tensor(Image.open("photo.jpg").convert("RGB"))
+    expected, _ = extract_features(encoder, processor, [{"image": photo}], pooling=pooling)
+    torch.testing.assert_close(namespace["feature"].detach(), expected)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"pooling": "cls"}, "`pooling` must be one of class_token, patch_mean, pooled"),
+        ({"figures": {"/tmp/run/curves.png": "curves"}}, "`figures` has '/tmp/run/curves.png', an absolute path"),
+        ({"dataset": "C:\\photos"}, "`dataset`"),
+        ({"training": {"recipe": "/home/me/recipe.yaml"}}, "`training`"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        render_card(make_info(**changes))
+
+
+def test_dataset_id_must_be_a_hub_id():
+    with pytest.raises(HFValidationError):
+        render_card(make_info(dataset_id="photos/of/mine"))

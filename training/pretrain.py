@@ -1,0 +1,230 @@
+"""Pretrain an encoder without labels.
+
+    accelerate launch training/pretrain.py --method relvit
+    accelerate launch training/pretrain.py --method relvit --dataset path/to/photos --backbone vit-small
+    accelerate launch training/pretrain.py --method relvit --recipe cifar10 --dataset cifar10
+
+An image becomes a loss in three steps: a source of `hf_ssl.data` yields batches of images with their epoch and index; the
+method's views (`hf_ssl/models/<method>/views_<method>.py`) augment a batch on the device; the method's model
+(`modeling_<method>.py`) computes the loss of what they made. `SSLTrainer` does the rest.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+from transformers import AutoModelForPreTraining, set_seed
+
+from hf_ssl.arguments import parse_with_recipe
+from hf_ssl.backbones import VIT_SIZES, vit_config
+from hf_ssl.data import ImageData, load_image_data, make_source
+from hf_ssl.evaluation import KNNMonitor, evenly_spaced
+from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
+from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
+from hf_ssl.models import METHODS, SSLConfig, get_method
+from hf_ssl.trainer import SSLTrainer
+
+
+NEXT_STEPS = """
+{output_dir} holds the encoder, ready for the Hub:
+
+    from transformers import AutoImageProcessor, AutoModel
+    model, processor = AutoModel.from_pretrained("{output_dir}"), AutoImageProcessor.from_pretrained("{output_dir}")
+
+Look at {output_dir}/README.md and at figures/ beside it. What to try next:
+
+    accelerate launch training/pretrain.py --method relvit --dataset path/to/your/photos --output_dir outputs/photos
+    accelerate launch training/pretrain.py --method relvit --recipe cifar10 --dataset cifar10 --max_train_samples 5000
+    accelerate launch training/pretrain.py --help
+"""
+
+
+@dataclass
+class PretrainArguments:
+    """What to pretrain, and on what."""
+
+    method: str = field(default="relvit", metadata={"help": f"The method: {', '.join(METHODS)}."})
+    mode: str | None = field(
+        default=None, metadata={"help": "A mode of the method; unset, its first (RelViT: upstream)."}
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Name of a recipe or path of a yaml file; unset, the dataset's own recipe, else 'default'."},
+    )
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
+            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
+        },
+    )
+    backbone: str = field(default="vit-tiny", metadata={"help": "The encoder.", "choices": list(VIT_SIZES)})
+    image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
+    eval_crop_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
+            "0.875 from 128 pixels on, else 1."
+        },
+    )
+    knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})
+    knn_query_samples: int = field(default=2000, metadata={"help": "Test images that the kNN monitor classifies."})
+    encoder: str = field(
+        default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
+    )
+
+
+def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> SSLConfig:
+    """The configuration of the method's model."""
+    method = get_method(args.method)
+    backbone_config = vit_config(
+        args.backbone,
+        image_size=args.image_size,
+        patch_size=args.patch_size,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.attention_dropout,
+        **method.backbone_overrides,
+    )
+    labels = {"num_labels": data.num_classes} if data.num_classes else {}
+    return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
+
+
+def build_monitor(args: PretrainArguments, processor: Any, data: ImageData, train_images: Dataset) -> KNNMonitor:
+    """The kNN monitor: test images among training images; without a test split, the last few training images."""
+    if data.test is not None:
+        bank, queries = train_images, make_source(data.test)
+    else:
+        size = len(train_images)
+        bank, queries = Subset(train_images, range(size - 6)), Subset(train_images, range(size - 6, size))
+    return KNNMonitor(
+        processor,
+        bank=evenly_spaced(bank, args.knn_bank_samples),
+        queries=evenly_spaced(queries, args.knn_query_samples),
+        num_classes=data.num_classes,
+    )
+
+
+def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> dict[str, str]:
+    """Write the pictures of a run; their captions by path, relative to the output folder."""
+    folder = Path(trainer.args.output_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
+    terms = sorted({name for entry in history for name in entry if name.startswith("loss_")})
+    plot_curves(history, folder / "curves.png", terms=terms)
+    queries = [monitor.queries[i] for i in range(monitor.num_shown)]
+    # Only the images that are shown are decoded; `places` are the neighbors' places among them.
+    shown, places = torch.stack([monitor.first_neighbors, monitor.last_neighbors]).unique(return_inverse=True)
+    bank = [monitor.bank[i] for i in shown.tolist()]
+    labeled = data.num_classes is not None
+    plot_neighbors(
+        folder / "neighbors.png",
+        query_images=[sample["image"] for sample in queries],
+        bank_images=[sample["image"] for sample in bank],
+        neighbors_before=places[0],
+        neighbors_after=places[1],
+        query_labels=[sample["label"] for sample in queries] if labeled else None,
+        bank_labels=[sample["label"] for sample in bank] if labeled else None,
+        class_names=data.class_names,
+    )
+    return {
+        "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
+        "figures/neighbors.png": "Test images with their nearest training images, before and after pretraining.",
+    }
+
+
+def evaluate_only(output_dir: str, monitor: KNNMonitor) -> None:
+    """`--do_train false`: measure the model that an earlier run left in the output folder."""
+    folder = Path(output_dir) / "pretraining"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is nothing to evaluate: {folder} does not exist. Train first, or set --output_dir."
+        )
+    results = monitor(AutoModelForPreTraining.from_pretrained(folder)) | monitor.settings
+    write_results(output_dir, results)
+    print(json.dumps(results, indent=2))
+
+
+def finish(args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData, seconds: float) -> None:
+    """Write the folder that a run leaves behind, and tell what came out."""
+    output_dir, step = trainer.args.output_dir, trainer.state.global_step
+    results = {
+        **monitor.last,
+        **{f"{name}_before": value for name, value in monitor.first.items() if name != "knn_top1_pixels"},
+        **monitor.settings,
+        "feature": trainer.model.config.feature,
+        "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(step * trainer.images_per_step / seconds, 1),
+        "num_steps": step,
+        "num_train_images": len(trainer.train_dataset),
+    }
+    export_run(trainer.model, monitor.processor, output_dir, None if args.encoder == "auto" else args.encoder)
+    write_results(output_dir, results)
+    trainer.state.save_to_json(str(Path(output_dir) / "trainer_state.json"))
+    figures = draw_figures(trainer, monitor, data)
+    write_run_card(trainer, vars(args), data, results, figures)
+
+    if monitor.last:
+        print(
+            f"\nkNN top-1: {results['knn_top1']:.2f} % ({results['knn_top1_before']:.2f} % before training, "
+            f"{results['knn_top1_pixels']:.2f} % on raw pixels), feature {results['feature']}, k = {monitor.k}, "
+            f"{len(monitor.queries):,} queries among {len(monitor.bank):,} images."
+        )
+    print(NEXT_STEPS.format(output_dir=output_dir))
+
+
+def main() -> None:
+    args, training_args, model_args, views_config = parse_with_recipe(
+        PretrainArguments, Path(__file__).parent / "recipes"
+    )
+    require_matplotlib()
+    method = get_method(args.method)
+    data = load_image_data(
+        args.dataset,
+        max_train_samples=args.max_train_samples,
+        seed=training_args.seed,
+        skip_bad_images=args.skip_bad_images,
+    )
+    config = build_config(args, model_args, data)
+    views = method.views_class(views_config, config, training_args.seed)
+    source = make_source(data.train, views)
+    mean, std = views_config.image_mean, views_config.image_std
+    processor = evaluation_processor(args.image_size, mean, std, args.eval_crop_ratio)
+    monitor = build_monitor(args, processor, data, source)
+    if not training_args.do_train:
+        return evaluate_only(training_args.output_dir, monitor)
+
+    set_seed(training_args.seed)
+    model = method.model_class(config)
+    resume: str | bool | None = training_args.resume_from_checkpoint
+    if resume is not None:
+        monitor(model)  # the untrained encoder, for the comparison at the end
+        resume = True if resume.lower() == "true" else resume
+    training_args.eval_on_start = resume is None
+    trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
+    print(
+        f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
+        f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
+    )
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=resume)
+    seconds = time.monotonic() - start
+    if trainer.last_evaluated_step != trainer.state.global_step:
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        finish(args, trainer, monitor, data, seconds)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()
