@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from .schedules import SCHEDULES
@@ -49,6 +50,8 @@ class SSLTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # Otherwise transformers refuses bf16 on a machine without an accelerator, where it works.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"

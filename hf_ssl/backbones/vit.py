@@ -113,7 +113,9 @@ class ViTTrunkLayer(ViTLayer):
 
     def _add(self, hidden_states: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         branch = self.dropout(branch)
-        return hidden_states + (branch if scale is None else branch * scale[:, None, None].to(branch.dtype))
+        if scale is None:
+            return hidden_states + branch
+        return torch.addcmul(hidden_states, branch, scale[:, None, None].to(branch.dtype))
 
 
 class ViTTrunk(nn.Module):

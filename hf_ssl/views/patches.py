@@ -19,8 +19,9 @@ def split_patches(images: Tensor, patch_size: int) -> Tensor:
     batch, channels, height, width = images.shape
     if height % patch_size or width % patch_size:
         raise ValueError(f"An image of {height}x{width} pixels cannot be cut into patches of {patch_size} pixels.")
-    grid = images.view(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels, patch_size, patch_size)
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.view(batch, channels, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels, patch_size, patch_size)
 
 
 def join_patches(patches: Tensor, rows: int | None = None) -> Tensor:

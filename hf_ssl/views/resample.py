@@ -134,7 +134,6 @@ def resample(
         `torch.Tensor` of shape `(batch_size, channels, size, size)`, float32, in the value range of `images`.
     """
     top, left, height, width, flip = boxes.unbind(-1)
-    options = {"interpolation": interpolation, "antialias": antialias, "padding": padding}
-    rows = resize_weights(top, height, images.shape[-2], size, **options)
-    columns = resize_weights(left, width, images.shape[-1], size, flip=flip, **options)
+    rows = resize_weights(top, height, images.shape[-2], size, None, interpolation, antialias, padding)
+    columns = resize_weights(left, width, images.shape[-1], size, flip, interpolation, antialias, padding)
     return apply_weights(images, rows, columns)

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..device import DEVICE
+
 
 GOLDEN = Path(os.environ.get("HF_SSL_GOLDEN") or Path(__file__).parents[1] / "fixtures" / "golden")
 
@@ -31,11 +33,11 @@ class Case:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "inputs.safetensors")
+        return load_file(self.folder / "inputs.safetensors", device=DEVICE)
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
-        return load_file(self.folder / "expected.safetensors")
+        return load_file(self.folder / "expected.safetensors", device=DEVICE)
 
     def __str__(self) -> str:
         return self.folder.name
@@ -52,11 +54,11 @@ def assert_close(actual: Tensor, expected: Tensor, *, rel: float = 0.0, abs: flo
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if not expected.numel():
         return
-    error = (actual.double() - expected.double()).abs().max().item()
+    error = (actual.double() - expected.to(actual.device).double()).abs().max().item()
     bound = abs + rel * expected.double().abs().max().item()
     assert error <= bound, f"{name}: off by {error:.3g}, allowed {bound:.3g}"
 
 
 def assert_equal(actual: Tensor, expected: Tensor, name: str = "") -> None:
     """Same shape, same values."""
-    assert torch.equal(actual, expected.to(actual.dtype)), f"{name} differs"
+    assert torch.equal(actual, expected.to(actual)), f"{name} differs"

@@ -19,6 +19,7 @@ from hf_ssl.models.relvit.views_relvit import (
 from hf_ssl.schedules import quarter_cosine
 from hf_ssl.views import join_patches, permute_patches, split_patches
 
+from ..device import DEVICE
 from .cases import assert_close, assert_equal, find_cases
 
 
@@ -30,7 +31,9 @@ target_cases = pytest.mark.parametrize("case", find_cases("relvit", kind="target
 def test_encodings(case, order_name):
     for side in case.info["sides"]:
         prefix = f"side{side}/{order_name}"
-        order = torch.arange(side * side) if order_name == "identity" else case.inputs[f"side{side}/perm"]
+        order = (
+            torch.arange(side * side, device=DEVICE) if order_name == "identity" else case.inputs[f"side{side}/perm"]
+        )
         assert_equal(order, case.expected[f"{prefix}/abs_positions"])
         assert_equal(relation_targets(order[None], side)[0], case.expected[f"{prefix}/relations"])
         assert_close(distance_targets(order[None], side)[0], case.expected[f"{prefix}/distances"], abs=1e-6)
@@ -54,7 +57,7 @@ def test_patch_augmentation_replay(case):
             jitter_apply=draws["jitter_apply"],
             jitter_factors=draws["jitter_factors"],
             # -1 marks patches that are not jittered; any order will do there.
-            jitter_order=torch.where(draws["jitter_order"] < 0, torch.arange(4), draws["jitter_order"]),
+            jitter_order=torch.where(draws["jitter_order"] < 0, torch.arange(4, device=DEVICE), draws["jitter_order"]),
             gray_apply=draws["gray_apply"],
             noise_apply=draws.get("noise_apply"),
             noise=draws.get("noise"),

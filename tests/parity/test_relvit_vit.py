@@ -13,6 +13,7 @@ from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 from hf_ssl.views import join_patches, permute_patches, split_patches
 
+from ..device import DEVICE
 from .cases import Case, assert_close, assert_equal, find_cases
 
 
@@ -36,7 +37,7 @@ def load(case: Case, run: str, **overrides) -> RelViTForPreTraining:
         changed = RelViTForPreTraining(config)
         changed.load_state_dict(model.state_dict(), strict=True)
         model = changed.eval()
-    return model
+    return model.to(DEVICE)
 
 
 def inputs_of(case: Case, run: str) -> dict[str, torch.Tensor]:
@@ -89,7 +90,7 @@ def test_forward_without_shuffling(case):
 @pytest.mark.parametrize("run", ["upstream", "joint"])
 def test_targets(case, run):
     side = case.info["grid_side"]
-    order = case.inputs["perm"] if run == "upstream" else torch.arange(side * side)[None]
+    order = case.inputs["perm"] if run == "upstream" else torch.arange(side * side, device=DEVICE)[None]
     expected = {name: case.expected[f"{run}/target_{name}"] for name in ("relations", "distances", "angles")}
     if run == "joint":
         expected = {name: target[None] for name, target in expected.items()}
@@ -177,7 +178,7 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
     optimizer = case.info["optimizer"]
     args = SSLTrainingArguments(
         output_dir=str(tmp_path),
-        use_cpu=True,
+        use_cpu=DEVICE == "cpu",
         learning_rate=learning_rate,
         weight_decay=optimizer["weight_decay"],
         weight_decay_rule="all",
@@ -199,7 +200,9 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
 def step(trainer: SSLTrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward, backward, clip, update; the loss and the gradient norm before clipping."""
     trainer.optimizer.zero_grad()
-    loss = trainer.compute_loss(trainer.model, {**batch, "index": torch.arange(len(batch["pixel_values"]))})
+    loss = trainer.compute_loss(
+        trainer.model, {**batch, "index": torch.arange(len(batch["pixel_values"]), device=DEVICE)}
+    )
     loss.backward()
     norm = trainer._clip_grad_norm(trainer.model)
     trainer.optimizer.step()
@@ -295,7 +298,7 @@ def test_published_encoder(case, run, tmp_path):
     from transformers import AutoModel
 
     load(case, run).export_encoder().save_pretrained(tmp_path)
-    encoder = AutoModel.from_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path).to(DEVICE)
     output = encoder(inputs_of(case, run)["pixel_values"])
     check_tokens(case, run, output.last_hidden_state.detach())
     assert_close(output.pooler_output.detach(), case.expected[f"{run}/z_cls"], rel=1e-5)
