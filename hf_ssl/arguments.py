@@ -51,7 +51,7 @@ def read_recipe(recipes: Path, method: str, name: str | None, dataset: str) -> d
 
 
 def parse_with_recipe(
-    script_arguments: type, recipes: Path, argv: Sequence[str] | None = None
+    script_arguments: Any, recipes: Path, argv: Sequence[str] | None = None
 ) -> tuple[Any, SSLTrainingArguments, Any, Any]:
     """
     Parse the command line of a training script. What a method's mode sets counts least, then comes the recipe, and
@@ -82,11 +82,17 @@ def parse_with_recipe(
     values = vars(parser.parse_known_args(argv)[0])
     if values["output_dir"] is None:
         parser.set_defaults(output_dir=f"outputs/{values['method']}-{Path(values['dataset']).name}")
-    return parser.parse_args_into_dataclasses(argv)
+    script_args, training_args, model_args, views_config = parser.parse_args_into_dataclasses(argv)
+    return script_args, training_args, model_args, views_config
 
 
-def _parser(script_arguments: type, method: Method) -> HfArgumentParser:
-    groups = (script_arguments, SSLTrainingArguments, model_arguments(method.config_class), method.views_config_class)
+def _parser(script_arguments: Any, method: Method) -> HfArgumentParser:
+    groups: Any = (
+        script_arguments,
+        SSLTrainingArguments,
+        model_arguments(method.config_class),
+        method.views_config_class,
+    )
     return HfArgumentParser(groups, formatter_class=ArgumentDefaultsHelpFormatter)
 
 

@@ -69,7 +69,12 @@ class SSLTrainer(Trainer):
         # Trainer insists on an evaluation dataset when asked to evaluate; the monitor holds its own.
         eval_dataset = train_dataset if monitor is not None else None
         super().__init__(
-            model, args, data_collator=collate, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
+            model,
+            args,
+            data_collator=collate,  # type: ignore[arg-type]
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
         )
         self.views = views
         self.monitor = monitor
@@ -86,6 +91,16 @@ class SSLTrainer(Trainer):
     def images_per_step(self) -> int:
         """Images of an optimizer step, over all processes and micro-batches."""
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    @property
+    def num_train_images(self) -> int:
+        """Size of the training dataset."""
+        return len(self.train_dataset)  # type: ignore[arg-type]
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.args.output_dir or ".")
 
     # ---- the step ----
 
@@ -110,7 +125,7 @@ class SSLTrainer(Trainer):
         if self._draws_at[0] == step:
             micro_batch = self._draws_at[1] + 1
         self._draws_at = (step, micro_batch)
-        return Draws.for_batch(self.args.seed, step, micro_batch, self.args.process_index, device=self.args.device)
+        return Draws.for_batch(self.args.seed, step, micro_batch, self.args.process_index, self.args.device)
 
     def _record(self, outputs: Any, index: Tensor) -> None:
         """Add the loss terms up, and remember the first non-finite loss; all on the device."""
@@ -159,7 +174,7 @@ class SSLTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(len(self.train_dataset), seed)
+        return EpochSampler(self.num_train_images, seed)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Names of the parameters that decay, by `weight_decay_rule`."""
@@ -168,15 +183,15 @@ class SSLTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The method's schedule if there is one, else that of `lr_scheduler_type`."""
-        if self.args.schedule is None or self.lr_scheduler is not None:
+        args, optimizer = self.args, optimizer or self.optimizer
+        if args.schedule is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        args = self.args
         # A share of the steps is rounded down, as the originals do.
         warmup = args.warmup_steps if args.warmup_steps >= 1 else num_training_steps * args.warmup_steps
         schedule = SCHEDULES[args.schedule](
             args.learning_rate, args.min_learning_rate, num_training_steps, int(warmup)
         )
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: schedule(step) / args.learning_rate)
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: schedule(step) / args.learning_rate)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -207,9 +222,18 @@ class SSLTrainer(Trainer):
         self._stop_if_not_finite()
         super()._save_checkpoint(model, trial)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Save the pretraining model.
+
+        Args:
+            output_dir (`str`, *optional*): Folder; unset, `pretraining/` in the run's folder, whose root is the encoder's.
+        """
+        super().save_model(output_dir or str(self.output_dir / "pretraining"), _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the whole pretraining model under its own parameter names, which resuming needs; no pickled arguments."""
-        folder = Path(output_dir) if output_dir is not None else Path(self.args.output_dir) / "pretraining"
+        folder = Path(output_dir or self.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(
             folder, state_dict=state_dict, is_main_process=self.args.should_save, save_original_format=False
@@ -227,12 +251,14 @@ class SSLTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: in mid-run it would put the pretraining model where the encoder belongs."""
 
-    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs: Any) -> CommitInfo | None:
+    def push_to_hub(  # type: ignore[override]
+        self, commit_message: str = "End of training", **kwargs: Any
+    ) -> CommitInfo | None:
         """
         Upload `output_dir` as it is, without checkpoints.
 
@@ -247,8 +273,8 @@ class SSLTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo()
         return upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
+            repo_id=str(self.hub_model_id),
+            folder_path=self.output_dir,
             commit_message=commit_message,
             token=self.args.hub_token,
             revision=self.args.hub_revision,

@@ -165,7 +165,7 @@ def finish(args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, da
         "train_seconds": round(seconds, 1),
         "images_per_second": round(step * trainer.images_per_step / seconds, 1),
         "num_steps": step,
-        "num_train_images": len(trainer.train_dataset),
+        "num_train_images": trainer.num_train_images,
     }
     export_run(trainer.model, monitor.processor, output_dir, None if args.encoder == "auto" else args.encoder)
     write_results(output_dir, results)

@@ -6,7 +6,7 @@ class with `load_state_dict(strict=True)`; what it adds has no weights: stochast
 position interpolation and the extra dropouts of the original methods.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ VIT_SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-def vit_config(name: str, **overrides: object) -> ViTConfig:
+def vit_config(name: str, **overrides: Any) -> ViTConfig:
     """
     The configuration of a ViT by name.
 
@@ -42,7 +42,7 @@ def vit_config(name: str, **overrides: object) -> ViTConfig:
         token.
     """
     hidden_size, depth, heads = VIT_SIZES[name]
-    fields = {
+    fields: dict[str, Any] = {
         "hidden_size": hidden_size,
         "num_hidden_layers": depth,
         "num_attention_heads": heads,
@@ -90,7 +90,7 @@ def interpolate_positions(table: Tensor, grid: tuple[int, int], method: Position
 class ViTTrunkLayer(ViTLayer):
     """A pre-norm transformer layer with stochastic depth, and with the original's third dropout (after the GELU)."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, branch_scale: Tensor | None = None
     ) -> Tensor:
         """
@@ -155,7 +155,7 @@ class ViTTrunk(nn.Module):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """Pixels of shape `(batch_size, 3, height, width)` to tokens `(batch_size, 1 + num_patches, hidden_size)`."""
-        patch_size = self.config.patch_size
+        patch_size: Any = self.config.patch_size
         grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
         patches = self.projection_dropout(self.embeddings.patch_embeddings(pixel_values))
         class_token = self.embeddings.cls_token.expand(len(patches), -1, -1)

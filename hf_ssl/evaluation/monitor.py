@@ -1,8 +1,10 @@
 """The online kNN monitor: is the encoder that would be published getting better?"""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from transformers import BaseImageProcessor
 
 from ..models import SSLPreTrainedModel
@@ -38,8 +40,8 @@ class KNNMonitor:
     def __init__(
         self,
         processor: BaseImageProcessor,
-        bank: Dataset,
-        queries: Dataset,
+        bank: Any,
+        queries: Any,
         num_classes: int | None = None,
         k: int = 20,
         temperature: float = 0.07,
@@ -82,8 +84,8 @@ class KNNMonitor:
         return {
             "k": self.k,
             "temperature": self.temperature,
-            "num_bank_images": len(self.bank),  # type: ignore[arg-type]
-            "num_query_images": len(self.queries),  # type: ignore[arg-type]
+            "num_bank_images": len(self.bank),
+            "num_query_images": len(self.queries),
         }
 
     def _pixel_accuracy(self) -> float:
@@ -104,9 +106,9 @@ class KNNMonitor:
         return {name: measured[name] for name in ("knn_top1", "knn_top5")}
 
 
-def evenly_spaced(dataset: Dataset, count: int) -> Dataset:
+def evenly_spaced(dataset: Any, count: int) -> Any:
     """At most `count` items of a map-style dataset, evenly spaced, so that sorted classes are all met."""
-    size = len(dataset)  # type: ignore[arg-type]
+    size = len(dataset)
     if size <= count:
         return dataset
     return Subset(dataset, torch.linspace(0, size - 1, count).long().tolist())

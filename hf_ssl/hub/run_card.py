@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import SchedulerType
 
 from ..data import DATASETS, ImageData
 from ..models import get_method
@@ -45,7 +46,7 @@ def write_run_card(
     if not is_local and "/" in name:
         dataset_id = name
     info = ModelCardInfo(
-        model_name=Path(args.output_dir).resolve().name,
+        model_name=trainer.output_dir.resolve().name,
         repo_id=trainer.hub_model_id,
         method=method.title,
         method_summary=method.summary,
@@ -56,16 +57,16 @@ def write_run_card(
         pooling=model.config.feature,
         dataset=dataset,
         dataset_id=dataset_id,
-        num_train_images=len(trainer.train_dataset),
+        num_train_images=trainer.num_train_images,
         limitations=_LIMITATIONS,
         training={
             "mode": arguments["mode"],
-            "recipe": arguments["recipe"],
+            "recipe": Path(arguments["recipe"]).stem,
             "optimizer steps": trainer.state.global_step,
             "epochs": round(trainer.state.epoch or 0, 2),
             "images per step": trainer.images_per_step,
             "peak learning rate": args.learning_rate,
-            "schedule": args.schedule or args.lr_scheduler_type.value,
+            "schedule": args.schedule or SchedulerType(args.lr_scheduler_type).value,
             "weight decay": args.weight_decay,
             "gradient clipping": args.max_grad_norm or "none",
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
@@ -77,7 +78,7 @@ def write_run_card(
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
         uses_labels="classification" in getattr(model.config, "tasks", ()),
     )
-    render_card(info).save(Path(args.output_dir) / "README.md")
+    render_card(info).save(trainer.output_dir / "README.md")
 
 
 def _describe_backbone(arguments: dict[str, Any]) -> str:

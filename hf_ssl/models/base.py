@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..views import Draws
 
@@ -39,7 +39,8 @@ class SSLConfig(PreTrainedConfig):
     # Defaults of the method's modes, by name; the first is the default mode.
     modes: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    backbone_config: PreTrainedConfig | dict[str, Any] | None = None
+    # A PreTrainedConfig once the configuration is made.
+    backbone_config: Any = None
     feature: Feature = "class_token"
     position_interpolation: Literal["size", "scale_factor"] = "size"
 
@@ -86,7 +87,7 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     config_class = SSLConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True

@@ -72,7 +72,9 @@ class Draws:
         return cls(key)
 
     @classmethod
-    def for_batch(cls, seed: int, step: int, micro_batch: int = 0, rank: int = 0, device: str = "cpu") -> "Draws":
+    def for_batch(
+        cls, seed: int, step: int, micro_batch: int = 0, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> "Draws":
         """
         Per-batch draws (one row): a function of (seed, optimizer step, micro-batch, process rank).
 

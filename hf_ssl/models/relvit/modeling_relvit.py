@@ -141,6 +141,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
 
     config_class = RelViTConfig
     config: RelViTConfig
+    student: ViTTrunk
 
     def __init__(self, config: RelViTConfig):
         super().__init__(config)
@@ -157,7 +158,8 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         self.position_head = nn.Linear(width, num_patches) if "positions" in tasks else None
         self.distance_head = PairwiseHead(width, 1) if "distances" in tasks else None
         self.angle_head = PairwiseHead(width, 1) if "angles" in tasks else None
-        self.classifier = nn.Linear(width, config.num_labels) if "classification" in tasks else None
+        num_labels: int = config.num_labels or 0
+        self.classifier = nn.Linear(width, num_labels) if "classification" in tasks else None
         self.post_init()
         self.freeze()
 

@@ -7,7 +7,7 @@ An image goes through: crop and flip, normalization, (mega-patches), cutting int
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -140,7 +140,8 @@ def parse_patch_augmentation(notation: str) -> dict[str, float | None]:
             operations[name] = default if default is None or not number else float(number)
         except ValueError:
             operations[name] = math.nan
-        if operations[name] is not None and not 0 <= operations[name] <= 1:
+        probability = operations[name]
+        if probability is not None and not 0 <= probability <= 1:
             raise ValueError(f"patch_augmentation={notation!r}: {number!r} is not a probability between 0 and 1.")
     return operations
 
@@ -170,8 +171,9 @@ class PatchAugmentation:
 
     def rows(self, start: int, stop: int) -> "PatchAugmentation":
         """The decisions for the patches from `start` to `stop`."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PatchAugmentation(**{k: v if v is None else v[start:stop] for k, v in parts.items()})
+        parts: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        sliced: dict[str, Any] = {n: None if value is None else value[start:stop] for n, value in parts.items()}
+        return PatchAugmentation(**sliced)
 
 
 def draw_patch_augmentation(
@@ -237,6 +239,7 @@ def augment_patches(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
 def _augment_block(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
     patches = batch_innermost(resample(patches, augmentation.crop, patches.shape[-1]))
     if augmentation.jitter_apply is not None:
+        assert augmentation.jitter_factors is not None and augmentation.jitter_order is not None
         patches = color_jitter(
             patches, augmentation.jitter_factors, augmentation.jitter_order, augmentation.jitter_apply
         )
@@ -247,7 +250,7 @@ def _augment_block(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
 
 def replace_by_noise(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
     """The last operation: some of the normalized patches, `(num_patches, 3, patch_size, patch_size)`, become noise."""
-    if augmentation.noise_apply is None:
+    if augmentation.noise_apply is None or augmentation.noise is None:
         return patches
     return torch.where(augmentation.noise_apply.view(-1, 1, 1, 1), augmentation.noise, patches)
 
@@ -374,7 +377,7 @@ class RelViTViews:
         if not in_pixels:
             images = self._normalize(images)
         if self.mega_patches is not None:
-            images = self._cut_mega_patches(images, draws)
+            images = self._cut_mega_patches(images, draws, self.mega_patches)
         patches = split_patches(images, self.patch_size)
         shape = patches.shape[:2]
         patches = patches.flatten(0, 1)
@@ -413,8 +416,8 @@ class RelViTViews:
     def _normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.image_mean, self.config.image_std)
 
-    def _cut_mega_patches(self, images: Tensor, draws: Draws) -> Tensor:
-        bands, cells = self.mega_patches, self.image_size // self.patch_size
+    def _cut_mega_patches(self, images: Tensor, draws: Draws, bands: int) -> Tensor:
+        cells = self.image_size // self.patch_size
         row_cuts = draws.permutation("mega/rows", cells - 1)[:, : bands - 1] + 1
         column_cuts = row_cuts
         if self.config.mega_independent_cuts:
