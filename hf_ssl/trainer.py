@@ -66,6 +66,12 @@ class SSLTrainer(Trainer):
         monitor: Callable[[SSLPreTrainedModel], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
+        needed = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and len(train_dataset) < needed:
+            raise ValueError(
+                f"{len(train_dataset)} training images do not fill one batch of {needed}. Use more images, a smaller "
+                "--per_device_train_batch_size, or --dataloader_drop_last false."
+            )
         # Trainer insists on an evaluation dataset when asked to evaluate; the monitor holds its own.
         eval_dataset = train_dataset if monitor is not None else None
         super().__init__(
@@ -76,6 +82,7 @@ class SSLTrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        del model.config.use_cache  # Trainer sets it, for language models; it would be saved
         self.views = views
         self.monitor = monitor
         self.model.freeze()

@@ -186,6 +186,7 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
         adam_beta2=optimizer["betas"][1],
         adam_epsilon=optimizer["eps"],
         max_grad_norm=optimizer["grad_clip_norm"],
+        dataloader_drop_last=False,
     )
     trainer = SSLTrainer(
         model,

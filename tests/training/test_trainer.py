@@ -155,7 +155,9 @@ def test_accumulation_sees_the_same_images(tmp_path):
             max_grad_norm=1.0,
         )
         trainer.train()
-        logs.append([(e["loss"], e["grad_norm"], e["loss_relations"]) for e in trainer.state.log_history if "loss" in e])
+        logs.append(
+            [(e["loss"], e["grad_norm"], e["loss_relations"]) for e in trainer.state.log_history if "loss" in e]
+        )
     torch.testing.assert_close(torch.tensor(logs[0]), torch.tensor(logs[1]), rtol=1e-4, atol=1e-5)
 
 
@@ -195,7 +197,9 @@ def test_non_finite_loss_stops_the_run(tmp_path):
 @pytest.mark.parametrize(("rule", "decays_bias"), [("all", True), ("matrices", False)])
 def test_weight_decay_rule(tmp_path, rule, decays_bias):
     trainer = make_trainer(tmp_path, weight_decay_rule=rule, weight_decay=0.1)
-    groups = {id(p): group["weight_decay"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    groups = {
+        id(p): group["weight_decay"] for group in trainer.create_optimizer().param_groups for p in group["params"]
+    }
     names = dict(trainer.model.named_parameters())
     assert "student.embeddings.position_embeddings" in names
     for name, parameter in names.items():

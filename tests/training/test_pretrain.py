@@ -1,0 +1,277 @@
+"""`training/pretrain.py` from its command line to the folder it leaves behind."""
+
+import json
+import logging
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+from hf_ssl.arguments import parse_with_recipe, read_recipe
+from hf_ssl.evaluation import pool_features
+from hf_ssl.models import METHODS, get_method
+
+
+SCRIPTS = Path(__file__).parents[2] / "training"
+RECIPES = SCRIPTS / "recipes"
+TINY = ["--backbone", "vit-micro", "--image_size", "16", "--patch_size", "4", "--per_device_train_batch_size", "8"]
+SHORT = ["--max_steps", "4", "--logging_steps", "2", "--eval_steps", "2", "--knn_query_samples", "50"]
+
+
+def pretrain(monkeypatch, *flags) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, flags)])
+    runpy.run_path(str(SCRIPTS / "pretrain.py"), run_name="__main__")
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        pretrain(monkeypatch, *SHORT, "--output_dir", folder, "--save_strategy", "steps", "--save_steps", "2")
+    return folder
+
+
+def test_layout(digits_run):
+    files = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
+    wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
+    wanted |= {"trainer_state.json", "figures/curves.png", "figures/neighbors.png"}
+    wanted |= {f"pretraining/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
+    assert wanted <= files
+    left_over = {name for name in files - wanted if not name.startswith("checkpoint-")}
+    assert not left_over
+    assert "training_args.bin" not in {Path(name).name for name in files}
+
+
+def test_results(digits_run):
+    results = results_of(digits_run)
+    assert results["num_steps"] == 4 and results["num_train_images"] == 1437
+    assert results["k"] == 20 and results["temperature"] == 0.07 and results["feature"] == "patch_mean"
+    assert 10 < results["knn_top1_before"] < 90 and 10 < results["knn_top1"] <= results["knn_top5"] <= 100
+    assert results["knn_top1_pixels"] > 80
+    history = json.loads((digits_run / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_knn_top1" in entry] == [0, 2, 4]
+
+
+def test_loads_in_stock_transformers(digits_run, caplog):
+    """Without a warning, as the class that config.json names, with the features of `export_encoder()`."""
+    assert json.loads((digits_run / "config.json").read_text())["architectures"] == ["ViTModel"]
+    with caplog.at_level(logging.WARNING):
+        encoder, info = AutoModel.from_pretrained(digits_run, output_loading_info=True)
+    assert not caplog.records
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    model = AutoModelForPreTraining.from_pretrained(digits_run / "pretraining")
+    processor = AutoImageProcessor.from_pretrained(digits_run)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8))
+    inputs = processor(images=image, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 16, 16)
+    with torch.no_grad():
+        outputs, expected = encoder(**inputs), model.export_encoder()(**inputs)
+    assert torch.equal(outputs.last_hidden_state, expected.last_hidden_state)
+    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 0])
+    assert torch.equal(pool_features(outputs, model.config.feature), outputs.last_hidden_state[:, 1:].mean(1))
+
+
+def test_card(digits_run):
+    card = ModelCard.load(digits_run / "README.md")
+    assert card.data.library_name == "transformers" and "relvit" in card.data.tags
+    (result,) = [r for r in card.data.eval_results if r.metric_name == "kNN top-1 (%)"]
+    assert result.metric_value == pytest.approx(results_of(digits_run)["knn_top1"], abs=0.01)
+    assert "figures/curves.png" in card.text and "2206.00481" in card.text
+    assert str(digits_run.parent) not in card.content
+
+
+def test_validation_only(digits_run, monkeypatch):
+    before = results_of(digits_run)
+    pretrain(monkeypatch, *SHORT, "--output_dir", digits_run, "--do_train", "false")
+    after = results_of(digits_run)
+    assert after["knn_top1"] == pytest.approx(before["knn_top1"])
+    assert after["num_steps"] == 4
+
+
+def test_resume_from_the_last_checkpoint(digits_run, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "run"
+    (folder / "checkpoint-2").parent.mkdir()
+    shutil.copytree(digits_run / "checkpoint-2", folder / "checkpoint-2")
+    flags = [*SHORT, "--output_dir", folder, "--save_strategy", "steps", "--save_steps", "2"]
+    pretrain(monkeypatch, *flags, "--resume_from_checkpoint", "true")
+    resumed, whole = (AutoModelForPreTraining.from_pretrained(run / "pretraining") for run in (folder, digits_run))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert results_of(folder)["knn_top1_before"] == results_of(digits_run)["knn_top1_before"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Photos of unequal size, in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        folder = tmp_path / "photos" / ("cats" if i % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20 + i, 50 - i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_photos(photos, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    flags = ["--dataset", photos, "--output_dir", output, *TINY, *SHORT, "--dataloader_num_workers", "2"]
+    pretrain(monkeypatch, *flags)
+    results = results_of(output)
+    # Four of the forty are held out for the kNN number.
+    assert results["num_train_images"] == 36 and results["num_query_images"] == 4
+    assert "pretrained without labels on photos" in (output / "README.md").read_text()
+
+
+def test_photos_without_labels(photos, tmp_path, monkeypatch):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        path.rename(flat / path.name)
+    output = tmp_path / "run"
+    pretrain(monkeypatch, "--dataset", flat, "--output_dir", output, *TINY, *SHORT)
+    assert "knn_top1" not in results_of(output)
+    assert (output / "figures" / "neighbors.png").is_file() and (output / "README.md").is_file()
+    AutoModel.from_pretrained(output)
+
+
+def test_bad_photos(photos, tmp_path, monkeypatch):
+    (photos / "cats" / "broken.png").write_bytes(b"not an image")
+    flags = ["--dataset", photos, "--output_dir", tmp_path / "run", *TINY, *SHORT]
+    with pytest.raises(ValueError, match=r"broken\.png[\s\S]*skip_bad_images"):
+        pretrain(monkeypatch, *flags)
+    pretrain(monkeypatch, *flags, "--skip_bad_images", "true")
+    assert results_of(tmp_path / "run")["num_train_images"] == 36
+
+
+def test_joint_mode(tmp_path, monkeypatch):
+    pretrain(monkeypatch, *SHORT, "--mode", "joint", "--output_dir", tmp_path / "run")
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
+    assert model.config.tasks == ["classification", "relations", "positions"]
+    assert model.config.num_labels == 10 and model.config.use_position_embeddings
+    assert AutoModel.from_pretrained(tmp_path / "run").embeddings.position_embeddings.any()
+    assert results_of(tmp_path / "run")["feature"] == "class_token"
+    assert "pretrained with labels" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_joint_mode_needs_labels(photos, tmp_path, monkeypatch):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        path.rename(flat / path.name)
+    with pytest.raises(ValueError, match="label"):
+        pretrain(monkeypatch, "--dataset", flat, "--mode", "joint", "--output_dir", tmp_path / "run", *TINY, *SHORT)
+
+
+def test_mega_patches(tmp_path, monkeypatch):
+    pretrain(monkeypatch, *SHORT, "--mega_patches", "3", "--output_dir", tmp_path / "run")
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
+    assert model.config.grid_size == 3 and model.position_head.out_features == 9
+    assert AutoModel.from_pretrained(tmp_path / "run").config.image_size == 16
+
+
+def test_bfloat16(tmp_path, monkeypatch):
+    pretrain(monkeypatch, *SHORT, "--bf16", "true", "--output_dir", tmp_path / "run")
+    assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "cifra10"], "cifar10"),
+        (["--recipe", "no-such-recipe"], "no recipe 'no-such-recipe'.*digits"),
+        (["--method", "simclr"], "methods are relvit"),
+        (["--mode", "sideways"], "upstream, joint"),
+        (["--patch_augmentation", "blur"], "colJitter, grayScale"),
+        (["--image_size", "18"], "multiple of patch_size"),
+        (["--max_train_samples", "4"], "do not fill one batch of 128"),
+        (["--dataset", "digits", "--image_augmentation", "padded_crop"], "16x16"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, monkeypatch, flags, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        pretrain(monkeypatch, *SHORT, "--output_dir", tmp_path / "run", *flags)
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_make_a_model(path):
+    """Every recipe parses to the last key, and its model and views fit together."""
+    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
+    method = path.parent.name
+    argv = ["--method", method, "--recipe", path.stem, "--output_dir", "unused"]
+    args, training_args, model_args, views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)
+    recipe = yaml.safe_load(path.read_text())
+    for name, value in recipe.items():
+        holder = next(h for h in (args, training_args, model_args, views_config) if hasattr(h, name))
+        actual = getattr(holder, name)
+        assert actual == value or str(getattr(actual, "value", actual)) == str(value), name
+    data = type("Data", (), {"num_classes": 10})()
+    config = script["build_config"](args, model_args, data)
+    get_method(method).views_class(views_config, config, 0)
+
+
+def test_flags_win_over_the_recipe_and_the_recipe_over_the_mode(tmp_path):
+    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("mode: joint\nlearning_rate: 1.0e-4\nfeature: patch_mean\nimage_size: 32\n")
+    argv = ["--recipe", str(recipe), "--image_size", "64"]
+    args, training_args, model_args, views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)
+    assert args.mode == "joint" and args.image_size == 64 and args.recipe == str(recipe)
+    assert training_args.learning_rate == 1e-4 and training_args.output_dir == "outputs/relvit-digits"
+    assert model_args.feature == "patch_mean" and model_args.use_position_embeddings
+    assert views_config.patch_augmentation == "none"
+
+
+def test_unknown_keys_of_a_recipe_are_refused(tmp_path):
+    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("learning_rte: 1.0e-4\n")
+    with pytest.raises(ValueError, match="'learning_rte'.*learning_rate"):
+        parse_with_recipe(script["PretrainArguments"], RECIPES, ["--recipe", str(recipe)])
+
+
+def test_recipe_of_a_dataset():
+    for method in METHODS:
+        assert read_recipe(RECIPES, method, None, "digits")["recipe"] == "digits"
+        assert read_recipe(RECIPES, method, None, "path/to/photos")["recipe"] == "default"
+
+
+# ---- the other way in ----
+
+
+def test_console_script(tmp_path):
+    command = [sys.executable, "-c", "from hf_ssl.cli import main; main()"]
+    usage = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert usage.returncode == 2 and "pretrain" in usage.stdout and "convert" in usage.stdout
+    helped = subprocess.run([*command, "pretrain", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert (
+        helped.returncode == 0 and "--patch_augmentation" in helped.stdout and "--max_train_samples" in helped.stdout
+    )
+
+
+def test_convert(tmp_path, monkeypatch):
+    checkpoint = Path(__file__).parents[1] / "fixtures/golden/relvit/vit/checkpoint_pl_class_key.ckpt"
+    argv = ["convert.py", "--method", "relvit", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*argv, "--num_attention_heads", "4"])
+    runpy.run_path(str(SCRIPTS / "convert.py"), run_name="__main__")
+    assert AutoModel.from_pretrained(tmp_path / "out").config.num_attention_heads == 4
+    AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "pretraining")
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(ValueError, match="--num_attention_heads"):
+        runpy.run_path(str(SCRIPTS / "convert.py"), run_name="__main__")
