@@ -77,13 +77,27 @@ def parse_with_recipe(
     recipe = read_recipe(recipes, first.method, first.recipe, first.dataset)
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
     parser = _parser(script_arguments, method)
-    parser.set_defaults(**_checked(parser, {**_mode_values(method, mode), **recipe, "mode": mode}))
-    # A run needs a folder of its own; the last part of a dataset's path or id names it well enough.
-    values = vars(parser.parse_known_args(argv)[0])
-    if values["output_dir"] is None:
-        parser.set_defaults(output_dir=f"outputs/{values['method']}-{Path(values['dataset']).name}")
+    values = _checked(parser, {**_mode_values(method, mode), **recipe, "mode": mode})
+    # The recipe is read as if its values were typed first: types and choices are checked, and what is typed later wins.
+    argv = [*_as_flags(values), *argv]
+    known = parser.parse_known_args(argv)[0]
+    if known.output_dir is None:
+        argv += ["--output_dir", f"outputs/{known.method}-{dataset_name(known.dataset)}"]
     script_args, training_args, model_args, views_config = parser.parse_args_into_dataclasses(argv)
     return script_args, training_args, model_args, views_config
+
+
+def dataset_name(dataset: str) -> str:
+    """What a dataset is called for short: the last part of its id, or the name of its folder."""
+    return Path(dataset).expanduser().resolve().name
+
+
+def _as_flags(values: dict[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def _parser(script_arguments: Any, method: Method) -> HfArgumentParser:

@@ -24,7 +24,13 @@ def quarter_cosine(peak: float, end: float, num_steps: int, num_warmup_steps: in
 
     Returns:
         `Callable[[int], float]`: the value at each step.
+
+    Raises:
+        `ValueError`: there are no steps.
     """
+
+    if num_steps < 1:
+        raise ValueError(f"A schedule needs at least one step, got num_steps={num_steps}; check --max_steps.")
 
     def value(step: int) -> float:
         if step < num_warmup_steps:

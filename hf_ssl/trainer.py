@@ -4,6 +4,7 @@ every loss term in the log, a kNN monitor in the place of evaluation, and a stop
 All private methods of Trainer that have to be overridden are overridden here; each has a test.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class SSLTrainer(Trainer):
         self.monitor = monitor
         self.model.freeze()
         self.last_evaluated_step = -1
+        self.evaluation_seconds = 0.0
         self._draws_at = (-1, -1)  # optimizer step and micro-batch of the last per-batch draws
         self._terms: dict[str, Tensor] = {}
         self._num_terms = 0
@@ -98,6 +100,11 @@ class SSLTrainer(Trainer):
     def images_per_step(self) -> int:
         """Images of an optimizer step, over all processes and micro-batches."""
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    @property
+    def first_step(self) -> int:
+        """Step that the last call of `train` began at: 0, or that of the checkpoint."""
+        return self._initial_global_step
 
     @property
     def num_train_images(self) -> int:
@@ -145,13 +152,16 @@ class SSLTrainer(Trainer):
         loss = outputs["loss"].detach()
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=loss.device)
-            self._bad_index = torch.full((self._train_batch_size,), -1, dtype=torch.int64, device=loss.device)
+            self._bad_index = torch.full(
+                (max(len(index), self._train_batch_size),), -1, dtype=torch.int64, device=loss.device
+            )
         is_first = ~loss.isfinite() & (self._first_bad_step < 0)
         self._first_bad_step.masked_fill_(is_first, self.state.global_step + 1)
         rows = self._bad_index[: len(index)]
         rows.copy_(torch.where(is_first, index, rows))
 
     def _stop_if_not_finite(self) -> None:
+        """Raise on all processes if the loss of any of them was not finite; reads from the device."""
         if self._first_bad_step is None:
             return
         bad_steps = self.accelerator.gather(self._first_bad_step[None])
@@ -215,9 +225,12 @@ class SSLTrainer(Trainer):
         """
         if self.monitor is None:
             raise ValueError("There is nothing to evaluate with: the trainer was made without a monitor.")
+        self._stop_if_not_finite()
         self.last_evaluated_step = self.state.global_step
+        start = time.monotonic()
         measured = self.monitor(self.accelerator.unwrap_model(self.model))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.evaluation_seconds += time.monotonic() - start
         if metrics:
             self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -52,11 +52,16 @@ class SSLTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # Otherwise transformers refuses bf16 on a machine without an accelerator, where it works.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        # Every trainable parameter gets a gradient in every step, so DDP need not look for those that do not.
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
+        if self.schedule is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if self.weight_decay_rule not in ("matrices", "all"):
             raise ValueError(f"weight_decay_rule={self.weight_decay_rule!r} is unknown; use 'matrices' or 'all'.")
         if self.logging_nan_inf_filter or self.remove_unused_columns:

@@ -27,6 +27,13 @@ class ConvertArguments:
     image_std: list[float] = field(
         default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Standard deviation it was trained with."}
     )
+    eval_crop_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
+            "0.875 from 128 pixels on, else 1."
+        },
+    )
     encoder: str = field(
         default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
     )
@@ -35,7 +42,9 @@ class ConvertArguments:
 def main() -> None:
     (args,) = HfArgumentParser(ConvertArguments).parse_args_into_dataclasses()
     model = get_method(args.method).convert(args.checkpoint, args.num_attention_heads)
-    processor = evaluation_processor(model.config.backbone_config.image_size, args.image_mean, args.image_std)
+    processor = evaluation_processor(
+        model.config.backbone_config.image_size, args.image_mean, args.image_std, args.eval_crop_ratio
+    )
     export_run(model, processor, args.output_dir, None if args.encoder == "auto" else args.encoder)
     print(f"{args.output_dir} holds the encoder and, in pretraining/, the whole model; every tensor was carried over.")
 

@@ -22,11 +22,12 @@ from transformers import AutoModelForPreTraining, set_seed
 from hf_ssl.arguments import parse_with_recipe
 from hf_ssl.backbones import VIT_SIZES, vit_config
 from hf_ssl.data import ImageData, load_image_data, make_source
-from hf_ssl.evaluation import KNNMonitor, evenly_spaced
+from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.trainer import SSLTrainer
+from hf_ssl.training_args import SSLTrainingArguments
 
 
 NEXT_STEPS = """
@@ -98,19 +99,29 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
     return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
 
 
-def build_monitor(args: PretrainArguments, processor: Any, data: ImageData, train_images: Dataset) -> KNNMonitor:
+def build_monitor(
+    args: PretrainArguments, processor: Any, data: ImageData, train_images: Dataset, num_workers: int
+) -> KNNMonitor:
     """The kNN monitor: test images among training images; without a test split, the last few training images."""
     if data.test is not None:
         bank, queries = train_images, make_source(data.test)
     else:
-        size = len(train_images)
-        bank, queries = Subset(train_images, range(size - 6)), Subset(train_images, range(size - 6, size))
+        size, num_queries = len(train_images), min(NUM_QUERIES_SHOWN, len(train_images) // 2)
+        bank = Subset(train_images, range(size - num_queries))
+        queries = Subset(train_images, range(size - num_queries, size))
     return KNNMonitor(
         processor,
         bank=evenly_spaced(bank, args.knn_bank_samples),
         queries=evenly_spaced(queries, args.knn_query_samples),
         num_classes=data.num_classes,
+        which=published(args),
+        num_workers=num_workers,
     )
+
+
+def published(args: PretrainArguments) -> str | None:
+    """Which encoder is published; None for the one that the method recommends."""
+    return None if args.encoder == "auto" else args.encoder
 
 
 def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> dict[str, str]:
@@ -135,9 +146,10 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
         bank_labels=[sample["label"] for sample in bank] if labeled else None,
         class_names=data.class_names,
     )
+    shown_images = "Some training images" if data.test is None else "Images that were not trained on"
     return {
         "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
-        "figures/neighbors.png": "Test images with their nearest training images, before and after pretraining.",
+        "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
     }
 
 
@@ -149,12 +161,14 @@ def evaluate_only(output_dir: str, monitor: KNNMonitor) -> None:
             f"There is nothing to evaluate: {folder} does not exist. Train first, or set --output_dir."
         )
     results = monitor(AutoModelForPreTraining.from_pretrained(folder)) | monitor.settings
-    write_results(output_dir, results)
+    write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
 
 
-def finish(args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData, seconds: float) -> None:
-    """Write the folder that a run leaves behind, and tell what came out."""
+def finish(
+    args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData, seconds: float, num_steps: int
+) -> None:
+    """Write the folder that a run leaves behind, and tell what came out of `num_steps` steps in `seconds`."""
     output_dir, step = trainer.args.output_dir, trainer.state.global_step
     results = {
         **monitor.last,
@@ -163,11 +177,11 @@ def finish(args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, da
         "feature": trainer.model.config.feature,
         "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(step * trainer.images_per_step / seconds, 1),
+        "images_per_second": round(num_steps * trainer.images_per_step / seconds, 1),
         "num_steps": step,
         "num_train_images": trainer.num_train_images,
     }
-    export_run(trainer.model, monitor.processor, output_dir, None if args.encoder == "auto" else args.encoder)
+    export_run(trainer.model, monitor.processor, output_dir, published(args))
     write_results(output_dir, results)
     trainer.state.save_to_json(str(Path(output_dir) / "trainer_state.json"))
     figures = draw_figures(trainer, monitor, data)
@@ -186,7 +200,6 @@ def main() -> None:
     args, training_args, model_args, views_config = parse_with_recipe(
         PretrainArguments, Path(__file__).parent / "recipes"
     )
-    require_matplotlib()
     method = get_method(args.method)
     data = load_image_data(
         args.dataset,
@@ -199,31 +212,39 @@ def main() -> None:
     source = make_source(data.train, views)
     mean, std = views_config.image_mean, views_config.image_std
     processor = evaluation_processor(args.image_size, mean, std, args.eval_crop_ratio)
-    monitor = build_monitor(args, processor, data, source)
+    monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
     if not training_args.do_train:
         return evaluate_only(training_args.output_dir, monitor)
 
+    require_matplotlib()
     set_seed(training_args.seed)
     model = method.model_class(config)
-    resume: str | bool | None = training_args.resume_from_checkpoint
+    resume = resume_point(training_args)
     if resume is not None:
         monitor(model)  # the untrained encoder, for the comparison at the end
-        resume = True if resume.lower() == "true" else resume
-    training_args.eval_on_start = resume is None
+    training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
     trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
-    print(
-        f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
-        f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
-    )
+    if trainer.is_world_process_zero():
+        print(
+            f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
+            f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
+        )
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=resume)
-    seconds = time.monotonic() - start
-    if trainer.last_evaluated_step != trainer.state.global_step:
+    trained = trainer.train(resume_from_checkpoint=resume)
+    seconds = time.monotonic() - start - trainer.evaluation_seconds
+    # The best model, if it was asked for, is not the last one that was measured.
+    if trainer.last_evaluated_step != trainer.state.global_step or training_args.load_best_model_at_end:
         trainer.evaluate()
     if trainer.is_world_process_zero():
-        finish(args, trainer, monitor, data, seconds)
+        finish(args, trainer, monitor, data, seconds, trained.global_step - trainer.first_step)
     if training_args.push_to_hub:
         trainer.push_to_hub()
+
+
+def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:
+    """What `--resume_from_checkpoint` means: a folder, True for the last checkpoint, None for a new run."""
+    value = training_args.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 if __name__ == "__main__":

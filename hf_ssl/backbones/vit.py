@@ -195,8 +195,8 @@ class ViTTrunk(nn.Module):
         """
         tokens = self.embed(pixel_values)
         scales = None if drop_path_keep is None else self.branch_scales(drop_path_keep)
-        for i, layer in enumerate(self.layers):
-            tokens = layer(tokens, attention_mask, None if scales is None else scales[i])
+        for i, (layer, rate) in enumerate(zip(self.layers, self.drop_path_rates, strict=True)):
+            tokens = layer(tokens, attention_mask, scales[i] if scales is not None and rate else None)
         return self.layernorm(tokens)
 
 

@@ -49,19 +49,18 @@ class ImageData:
             Test split with the same columns.
         class_names (`list[str]`, *optional*):
             Name of each class id, where known.
+        num_classes (`int`, *optional*):
+            Number of classes, if the images have labels.
+        test_name (`str`):
+            What the test split is, in words: `"test"`, or the tenth that was held out of the training split.
     """
 
     name: str
     train: Dataset
     test: Dataset | None
     class_names: list[str] | None
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, or None if the images have no labels."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        return max(self.train["label"]) + 1 if "label" in self.train.column_names else None
+    num_classes: int | None
+    test_name: str
 
 
 def load_image_data(
@@ -146,14 +145,20 @@ def load_image_data(
     if label_column is not None and isinstance(train_features[label_column], ClassLabel):
         class_names = _readable(train_features[label_column].names)
 
+    test_name = "test"
     if "test" not in splits and label_column is not None and len(splits["train"]) > 1:
         splits = _hold_out(name, splits["train"], seed)
+        test_name = "a tenth held out of the training images"
+    num_classes = None if class_names is None else len(class_names)
+    if label_column is not None and num_classes is None:
+        # Counted before a subset is taken, which may lack a class.
+        num_classes = 1 + max(max(split["label"]) for split in splits.values())
     for key, max_samples in (("train", max_train_samples), ("test", max_test_samples)):
         if key in splits and max_samples is not None and max_samples < len(splits[key]):
             splits[key] = splits[key].shuffle(seed=seed).select(range(max_samples))
     if check_images:
         splits = {key: verify_images(split, skip_bad_images=skip_bad_images) for key, split in splits.items()}
-    return ImageData(name, splits["train"], splits.get("test"), class_names)
+    return ImageData(name, splits["train"], splits.get("test"), class_names, num_classes, test_name)
 
 
 def _load_digits() -> dict[str, Dataset]:

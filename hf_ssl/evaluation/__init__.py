@@ -2,10 +2,11 @@
 
 from .features import POOLINGS, extract_features, pixel_features, pool_features
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
-from .monitor import KNNMonitor, evenly_spaced
+from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 
 
 __all__ = [
+    "NUM_QUERIES_SHOWN",
     "POOLINGS",
     "KNNMonitor",
     "evenly_spaced",

@@ -1,6 +1,6 @@
 """The online kNN monitor: is the encoder that would be published getting better?"""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .knn import knn_accuracy, nearest_neighbors
 
 
 NUM_NEIGHBORS = 8  # neighbors of a query that the figure shows
+NUM_QUERIES_SHOWN = 6
 
 
 class KNNMonitor:
@@ -35,6 +36,10 @@ class KNNMonitor:
             Softness of the votes.
         num_shown (`int`, *optional*, defaults to 6):
             First queries whose neighbors are kept for the figure.
+        which (`str`, *optional*):
+            Which encoder is exported, `"student"` or `"teacher"`; unset, the one that the method recommends.
+        num_workers (`int`, *optional*, defaults to 0):
+            Processes that read the images.
     """
 
     def __init__(
@@ -45,11 +50,16 @@ class KNNMonitor:
         num_classes: int | None = None,
         k: int = 20,
         temperature: float = 0.07,
-        num_shown: int = 6,
+        num_shown: int = NUM_QUERIES_SHOWN,
+        which: Literal["student", "teacher"] | None = None,
+        num_workers: int = 0,
     ):
+        if not len(bank) or not len(queries):
+            raise ValueError("The kNN monitor needs images: raise --knn_bank_samples and --knn_query_samples.")
         self.processor, self.bank, self.queries = processor, bank, queries
         self.num_classes, self.k, self.temperature = num_classes, min(k, len(bank)), temperature
         self.num_shown = min(num_shown, len(queries))
+        self.which, self.num_workers = which, num_workers
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.first_neighbors: Tensor | None = None
@@ -67,9 +77,13 @@ class KNNMonitor:
             `dict[str, float]`: `knn_top1` and `knn_top5` of the encoder's features and `knn_top1_pixels` of raw
             pixels, in percent; empty without labels. The first and the last numbers are kept in `first` and `last`.
         """
-        encoder, pooling = model.export_encoder(), model.config.feature
-        bank, bank_labels = extract_features(encoder, self.processor, self.bank, pooling=pooling)
-        queries, labels = extract_features(encoder, self.processor, self.queries, pooling=pooling)
+        encoder = model.export_encoder(self.which)
+        (bank, bank_labels), (queries, labels) = (
+            extract_features(
+                encoder, self.processor, images, pooling=model.config.feature, num_workers=self.num_workers
+            )
+            for images in (self.bank, self.queries)
+        )
         self.last_neighbors = nearest_neighbors(queries[: self.num_shown], bank, min(NUM_NEIGHBORS, len(bank)))
         self.last = self._accuracy(bank, bank_labels, queries, labels)
         if self.num_classes is not None:
@@ -91,7 +105,10 @@ class KNNMonitor:
     def _pixel_accuracy(self) -> float:
         """The same protocol on the processed pixels; measured once."""
         if self._pixels is None:
-            bank, queries = (pixel_features(self.processor, images) for images in (self.bank, self.queries))
+            bank, queries = (
+                pixel_features(self.processor, images, num_workers=self.num_workers)
+                for images in (self.bank, self.queries)
+            )
             self._pixels = self._accuracy(*bank, *queries)
         return self._pixels["knn_top1"]
 
@@ -111,4 +128,4 @@ def evenly_spaced(dataset: Any, count: int) -> Any:
     size = len(dataset)
     if size <= count:
         return dataset
-    return Subset(dataset, torch.linspace(0, size - 1, count).long().tolist())
+    return Subset(dataset, torch.linspace(0, size - 1, count, dtype=torch.float64).long().tolist())

@@ -82,17 +82,19 @@ def export_run(
     processor.save_pretrained(output_dir / "pretraining")
 
 
-def write_results(output_dir: str | Path, results: dict[str, Any]) -> None:
+def write_results(output_dir: str | Path, results: dict[str, Any], update: bool = False) -> None:
     """
-    Add numbers to `all_results.json`; those that are already there under other names stay.
+    Write `all_results.json`.
 
     Args:
         output_dir (`str` or `Path`):
             The run's folder.
         results (`dict[str, Any]`):
             Numbers and settings by name.
+        update (`bool`, *optional*, defaults to `False`):
+            Keep numbers that are already there under other names: those of the run that is evaluated again.
     """
     path = Path(output_dir) / "all_results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    earlier = json.loads(path.read_text()) if update and path.is_file() else {}
     path.write_text(json.dumps(earlier | results, indent=2, sort_keys=True) + "\n")

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import SchedulerType
 
+from ..arguments import dataset_name
 from ..data import DATASETS, ImageData
 from ..models import get_method
 from ..trainer import SSLTrainer
@@ -40,11 +41,11 @@ def write_run_card(
     """
     args, model = trainer.args, trainer.model
     method = get_method(arguments["method"])
-    name, is_local = arguments["dataset"], Path(arguments["dataset"]).exists()
-    dataset = Path(name).name if is_local else name
+    name = arguments["dataset"]
     dataset_id = DATASETS[name].path if name in DATASETS else None
-    if not is_local and "/" in name:
+    if dataset_id is None and "/" in name and not Path(name).expanduser().exists():
         dataset_id = name
+    dataset = dataset_name(name)
     info = ModelCardInfo(
         model_name=trainer.output_dir.resolve().name,
         repo_id=trainer.hub_model_id,
@@ -72,7 +73,7 @@ def write_run_card(
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
         },
-        results=_results(results, dataset, dataset_id) if data.num_classes else (),
+        results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
         figures=figures,
         hardware=f"{_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
@@ -89,7 +90,7 @@ def _describe_backbone(arguments: dict[str, Any]) -> str:
     )
 
 
-def _results(results: dict[str, Any], dataset: str, dataset_id: str | None) -> list[CardResult]:
+def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, split: str) -> list[CardResult]:
     protocol = (
         f"weighted kNN (Wu et al., 2018) with k = {results['k']} and temperature {results['temperature']} on the feature "
         f"`{results['feature']}`: {results['num_query_images']:,} images that were not trained on, among "
@@ -102,7 +103,7 @@ def _results(results: dict[str, Any], dataset: str, dataset_id: str | None) -> l
             metric_type="accuracy",
             dataset=dataset,
             dataset_id=dataset_id,
-            split="test",
+            split=split,
             protocol=protocol,
             before_training=results[f"knn_top{n}_before"],
             raw_pixels=results["knn_top1_pixels"] if n == 1 else None,

@@ -103,6 +103,6 @@ def random_square_crop(draws: Draws, size: int, crop: int, count: int, offset: i
     Returns:
         `torch.Tensor` of shape `(batch_size, count, 5)`, int64: the boxes, never flipped.
     """
-    place = draws.integers("crop/offset", count, 2, high=size - crop + 1) + offset
+    place = draws.integers("square/offset", count, 2, high=size - crop + 1) + offset
     side = torch.full_like(place, crop)
     return torch.cat([place, side, torch.zeros_like(place[..., :1])], dim=-1)

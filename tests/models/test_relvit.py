@@ -130,6 +130,49 @@ def test_smoothed_relation_loss_dropout():
         assert model(pixel_values).loss == model(pixel_values).loss
 
 
+@pytest.mark.parametrize("site", ["projection", "positions", "attention", "attention_branch", "gelu", "mlp_branch"])
+def test_each_dropout_site(site):
+    """Each of the original's dropouts, alone, changes what the encoder computes in training, and nothing in evaluation."""
+    model = RelViTForPreTraining(RelViTConfig(backbone_config=ViTConfig(**BACKBONE), use_position_embeddings=True))
+    student = model.student
+    pixel_values = torch.randn(2, 3, 12, 12)
+    expected = student(pixel_values)
+    layer = student.layers[0]
+    calls = []
+
+    class Recorder(torch.nn.Module):
+        """Stands in for a dropout and zeroes what passes its n-th call."""
+
+        def __init__(self, zeroed):
+            super().__init__()
+            self.zeroed = zeroed
+
+        def forward(self, x):
+            calls.append(x.shape)
+            return x * 0 if len(calls) - 1 == self.zeroed else x
+
+    if site == "projection":
+        student.projection_dropout = Recorder(0)
+    elif site == "positions":
+        student.embeddings.dropout = Recorder(0)
+    elif site == "attention":
+        layer.attention.attention_dropout = 0.9
+    else:
+        layer.dropout = Recorder(["attention_branch", "gelu", "mlp_branch"].index(site))
+    student.train()
+    assert not torch.allclose(student(pixel_values), expected)
+    if site in ("attention_branch", "gelu", "mlp_branch"):
+        # In the order of the original: after the attention's projection, after the GELU, after the second linear layer.
+        assert calls == [(2, 10, 36), (2, 10, 48), (2, 10, 36)]
+
+
+def test_no_dropout_of_positions_that_are_not_added():
+    backbone = ViTConfig(**BACKBONE, hidden_dropout_prob=0.5)
+    model = RelViTForPreTraining(RelViTConfig(backbone_config=backbone))
+    pixel_values = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model.student.embed(pixel_values), model.student.embed(pixel_values))
+
+
 def test_dropouts_reach_the_encoder():
     backbone = ViTConfig(**BACKBONE, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     model = RelViTForPreTraining(RelViTConfig(backbone_config=backbone, projection_dropout=0.5))

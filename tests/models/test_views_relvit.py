@@ -530,3 +530,27 @@ class TestRenderers:
         )[:, 0]
         assert boxes[:, :2].unique().tolist() == list(range(-4, 5))
         assert (boxes[:, 2:4] == 32).all() and boxes[:, 4].unique().tolist() == [0, 1]
+
+
+def test_no_draw_is_used_twice(monkeypatch):
+    """Two decisions that read the same name of the same key would be the same numbers."""
+    from hf_ssl.views import Draws
+
+    names = []
+    bits = Draws.bits
+    monkeypatch.setattr(Draws, "bits", lambda self, name, *shape: names.append(name) or bits(self, name, *shape))
+    backbone = ViTConfig(
+        hidden_size=36, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=8
+    )
+    for crop in ("padded_crop", "random_resized_crop"):
+        names.clear()
+        config = RelViTViewsConfig(
+            image_augmentation=crop,
+            patch_augmentation="colJitter-grayScale-randomNoise",
+            shuffle_patches=True,
+            mega_independent_cuts=True,
+        )
+        views = RelViTViews(config, RelViTConfig(backbone_config=backbone, mega_patches=3))
+        index = torch.arange(3)
+        views({"images": torch.zeros(3, 3, 32, 32, dtype=torch.uint8), "index": index, "epoch": index * 0})
+        assert len(names) > 8 and len(set(names)) == len(names)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import runpy
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 from hf_ssl.arguments import parse_with_recipe, read_recipe
 from hf_ssl.evaluation import pool_features
 from hf_ssl.models import METHODS, get_method
+from hf_ssl.trainer import NonFiniteLossError
 
 
 SCRIPTS = Path(__file__).parents[2] / "training"
@@ -174,6 +176,82 @@ def test_joint_mode_needs_labels(photos, tmp_path, monkeypatch):
         path.rename(flat / path.name)
     with pytest.raises(ValueError, match="label"):
         pretrain(monkeypatch, "--dataset", flat, "--mode", "joint", "--output_dir", tmp_path / "run", *TINY, *SHORT)
+
+
+def test_joint_mode_leaves_patches_alone():
+    """With every recipe, as in the original's scripts."""
+    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
+    for path in sorted((RECIPES / "relvit").glob("*.yaml")):
+        for mode, expected in (("joint", "none"), ("upstream", "colJitter:0.8-grayScale:0.2")):
+            argv = ["--method", "relvit", "--recipe", path.stem, "--mode", mode]
+            views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)[3]
+            assert views_config.patch_augmentation == expected, path.stem
+
+
+def test_best_model_is_measured_and_published(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    flags = [*SHORT, "--output_dir", folder, "--save_strategy", "steps", "--save_steps", "2", "--learning_rate", "0.3"]
+    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "knn_top1"]
+    pretrain(monkeypatch, *flags, *best)
+    reported = results_of(folder)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    pretrain(monkeypatch, *flags, "--do_train", "false")
+    assert results_of(folder)["knn_top1"] == pytest.approx(reported["knn_top1"])
+    assert reported["knn_top1"] == pytest.approx(state["best_metric"])
+
+
+def test_output_folder_is_used_again(photos, tmp_path, monkeypatch):
+    """No number of the run before is left behind."""
+    folder = tmp_path / "run"
+    pretrain(monkeypatch, *SHORT, "--output_dir", folder)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        path.rename(flat / path.name)
+    pretrain(monkeypatch, "--dataset", flat, "--output_dir", folder, *TINY, *SHORT)
+    assert not [name for name in results_of(folder) if name.startswith("knn")]
+
+
+def test_dataset_in_the_home_folder(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pretrain(monkeypatch, "--dataset", "~/photos", "--output_dir", tmp_path / "run", *TINY, *SHORT)
+    assert "on photos" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_subset_that_lacks_classes(tmp_path, monkeypatch):
+    """Integer labels without names: the classes are counted before the subset is taken."""
+    import datasets
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 30)):
+        images = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+        data = datasets.Dataset.from_dict({"image": images, "label": [i % 30 for i in range(count)]})
+        data.cast_column("image", datasets.Image()).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    flags = ["--dataset", tmp_path / "data", "--output_dir", tmp_path / "run", "--max_train_samples", "10"]
+    pretrain(monkeypatch, *flags, *TINY, *SHORT)
+    assert results_of(tmp_path / "run")["num_train_images"] == 10
+
+
+def test_teacher_is_refused_before_training(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no teacher"):
+        pretrain(monkeypatch, *SHORT, "--output_dir", tmp_path / "run", "--encoder", "teacher")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_divergence_is_named(tmp_path, monkeypatch):
+    """Also where the next evaluation comes before the next log."""
+    flags = ["--learning_rate", "1e25", "--max_grad_norm", "0", "--logging_steps", "100", "--max_steps", "6"]
+    with pytest.raises(NonFiniteLossError, match="since step"):
+        pretrain(monkeypatch, *flags, "--eval_steps", "3", "--output_dir", tmp_path / "run", "--warmup_steps", "0")
+
+
+@pytest.mark.parametrize("line", ["backbone: vit-huge", "save_strategy: no", "learning_rate: fast", "encoder: both"])
+def test_recipe_with_a_wrong_value(tmp_path, monkeypatch, capsys, line):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(line + "\n")
+    with pytest.raises(SystemExit):
+        pretrain(monkeypatch, "--recipe", recipe, "--output_dir", tmp_path / "run")
+    assert re.search(rf"argument --{line.partition(':')[0]}\b.*: invalid", capsys.readouterr().err)
 
 
 def test_mega_patches(tmp_path, monkeypatch):

@@ -88,6 +88,11 @@ class RelViTConfig(SSLConfig):
 
     def _check(self) -> None:
         image_size, patch_size = self.backbone_config.image_size, self.backbone_config.patch_size
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(
+                    f"backbone_config.{name}={size} must be one positive whole number: images are square."
+                )
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}.")
         if self.mega_patches is not None and not 2 <= self.mega_patches <= image_size // patch_size:

@@ -73,13 +73,16 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
             "tensors; only plain Lightning checkpoints are accepted, and no code of the file is ever run."
         ) from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} has no `state_dict` of tensors, as the authors' Lightning checkpoints do.")
     return state
 
 
 def _split_qkv(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    layer, kind = re.fullmatch(r"backbone\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(r"backbone\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
+    if match is None:
+        raise CheckpointError(f"The tensor {name!r} is not part of a RelViT with a ViT encoder.")
+    layer, kind = match.groups()
     parts = zip("qkv", tensor.chunk(3), strict=True)
     return {f"student.layers.{layer}.attention.{part}_proj.{kind}": value for part, value in parts}
 
@@ -120,8 +123,8 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
             converted[ours] = tensor
         elif not _UNUSED.fullmatch(name) and not re.fullmatch(r"\w+_head\.heads\.\d+\.[qk]_lin\.weight", name):
             raise CheckpointError(
-                f"The tensor {name!r} is not part of a RelViT with a ViT encoder. If the checkpoint holds another "
-                "encoder or method, name it with --backbone or --method."
+                f"The tensor {name!r} is not part of a RelViT with a ViT encoder. If the checkpoint is another method's, "
+                "name it with --method."
             )
     for official, ours in _PAIR_HEADS.items():
         count = sum(name.startswith(f"{official}.") and name.endswith(".q_lin.weight") for name in state)
@@ -195,9 +198,15 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
                 "an official size: give --num_attention_heads."
             )
         num_attention_heads = width // 64
-    if width % num_attention_heads:
+    if num_attention_heads < 1 or width % num_attention_heads:
         raise CheckpointError(f"--num_attention_heads {num_attention_heads} does not divide the width {width}.")
     image_size = patch_size * round((state["backbone.pos_embed"].shape[1] - 1) ** 0.5)
+    if not any(
+        name.startswith(("rel_head.", "abs_pos_head.", "dist_head.", "angle_head.", "clf_head.")) for name in state
+    ):
+        raise CheckpointError(
+            "The checkpoint holds an encoder without any of RelViT's heads; there is no loss to rebuild."
+        )
     layers = {int(match[1]) for name in state if (match := re.match(r"backbone\.blocks\.(\d+)\.", name))}
     heads = {"relations": "rel_head", "positions": "abs_pos_head", "distances": "dist_head", "angles": "angle_head"}
     tasks = [task for task, head in heads.items() if any(name.startswith(f"{head}.") for name in state)]
@@ -239,20 +248,28 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> RelViTF
         [`CheckpointError`]: the file cannot be read safely, or does not fit a RelViT to the last tensor.
     """
     state = load_official(path)
-    model = RelViTForPreTraining(config_from_official(state, num_attention_heads))
     try:
+        model = RelViTForPreTraining(config_from_official(state, num_attention_heads))
         model.load_state_dict(from_official(state), strict=True)
-    except RuntimeError as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+        # Sizes that contradict each other, tensors that are missing: whatever it is, the file is at fault.
         raise CheckpointError(f"{path} does not fit a RelViT of the sizes read off its tensors: {error}") from error
     _check_round_trip(state, model)
     return model.eval()
+
+
+def _equal(restored: Tensor, tensor: Tensor) -> bool:
+    """Equal after conversion to float32, not-a-number where the file has it."""
+    return torch.allclose(restored.float(), tensor.float(), rtol=0, atol=0, equal_nan=True)
 
 
 def _check_round_trip(state: dict[str, Tensor], model: RelViTForPreTraining) -> None:
     """Every tensor of the file, but for the unused ones, can be had back from the model, equal."""
     restored = to_official(model.state_dict())
     expected = {name: tensor for name, tensor in state.items() if not _UNUSED.fullmatch(name)}
-    differing = [n for n, tensor in expected.items() if n not in restored or not torch.equal(restored[n], tensor)]
+    differing = [n for n, tensor in expected.items() if n not in restored or not _equal(restored[n], tensor)]
     if differing or len(restored) != len(expected):
         raise CheckpointError(
             f"These tensors were not carried over exactly: {differing or 'more than the file holds'}."

@@ -274,9 +274,8 @@ class RelViTForPreTraining(SSLPreTrainedModel):
 @torch.no_grad()
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Share of right answers, in [0, 1]; classes lie on axis 1 of `logits`."""
-    # Not argmax, which takes longer than the loss itself where classes are not the innermost axis.
-    chosen = logits.gather(1, targets[:, None])[:, 0]
-    return (chosen == logits.amax(1)).float().mean()
+    # `argmax` finds the same places, but on a CPU takes several times as long along an axis that is not the innermost.
+    return (logits.max(1).indices == targets).float().mean()
 
 
 __all__ = [

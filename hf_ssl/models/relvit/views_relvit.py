@@ -108,6 +108,8 @@ class RelViTViewsConfig:
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name}={getattr(self, name)} must hold three numbers, for red, green and blue.")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std={self.image_std} must be positive.")
         parse_patch_augmentation(self.patch_augmentation)
 
 
