@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Subset
-from transformers import AutoModelForPreTraining, set_seed
+from transformers import AutoImageProcessor, AutoModelForPreTraining, set_seed
 
 from hf_ssl.arguments import parse_with_recipe
 from hf_ssl.backbones import VIT_SIZES, vit_config
@@ -160,6 +160,7 @@ def evaluate_only(output_dir: str, monitor: KNNMonitor) -> None:
         raise FileNotFoundError(
             f"There is nothing to evaluate: {folder} does not exist. Train first, or set --output_dir."
         )
+    monitor.processor = AutoImageProcessor.from_pretrained(folder)
     results = monitor(AutoModelForPreTraining.from_pretrained(folder)) | monitor.settings
     write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
