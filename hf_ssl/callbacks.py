@@ -1,5 +1,6 @@
 """What a person sees of a run."""
 
+import sys
 import time
 from typing import Any
 
@@ -17,6 +18,8 @@ class ImagesPerSecondCallback(ProgressCallback):
         self.bar_start = (time.monotonic(), state.global_step)
         if self.training_bar is not None:
             self.training_bar.set_description("pretraining")
+            if not sys.stderr.isatty():
+                self.training_bar.mininterval = 30.0  # seconds: a log file is not redrawn, it grows
             self.training_bar.update(state.global_step)
             self.current_step = state.global_step
 

@@ -1,9 +1,8 @@
 """The ViT encoder as it is trained: transformers' own layers, run by a short loop of ours.
 
 [`ViTTrunk`] holds the modules of a `transformers.ViTModel` under the same names, so that its weights load into the
-stock
-class with `load_state_dict(strict=True)`; what it adds has no weights: stochastic depth, positions on or off, the
-position interpolation and the extra dropouts of the original methods.
+stock class with `load_state_dict(strict=True)`; what it adds has no weights: stochastic depth, positions on or off,
+the position interpolation and the extra dropouts of the original methods.
 """
 
 from typing import Any, Literal

@@ -7,6 +7,7 @@ from typing import Any, Union, get_args, get_origin
 
 from transformers import AutoConfig, AutoModelForPreTraining
 
+from ..help import help_from_docstring
 from .base import SSLConfig, SSLPreTrainedModel
 from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig
 from .relvit.convert_relvit import convert as convert_relvit
@@ -110,7 +111,7 @@ def model_arguments(config_class: type[SSLConfig]) -> type:
     Returns:
         `type`: a dataclass with the fields that the subclass declares or overrides, without `backbone_config`.
     """
-    help_texts = _help_from_docstring(SSLConfig.__doc__) | _help_from_docstring(config_class.__doc__)
+    help_texts = help_from_docstring(SSLConfig.__doc__) | help_from_docstring(config_class.__doc__)
     arguments = []
     for item in fields(config_class):
         if item.name not in config_class.__annotations__ or item.name in ("model_type", "modes", "backbone_config"):
@@ -119,21 +120,6 @@ def model_arguments(config_class: type[SSLConfig]) -> type:
         metadata = {"help": help_texts[item.name]}
         arguments.append((item.name, _argument_type(item.type), field(**default, metadata=metadata)))
     return make_dataclass(f"{config_class.__name__.removesuffix('Config')}ModelArguments", arguments)
-
-
-def _help_from_docstring(docstring: str | None) -> dict[str, str]:
-    """The description of each argument in a Hugging Face style docstring, first line of the entry left out."""
-    helps: dict[str, str] = {}
-    name = ""
-    for line in (docstring or "").splitlines():
-        entry = line.strip()
-        if "(`" in entry and entry.endswith("):") and entry.split()[0].isidentifier():
-            name = entry.split()[0]
-            helps[name] = ""
-        elif name and entry:
-            helps[name] = f"{helps[name]} {entry}".strip()
-    # argparse formats help texts with %.
-    return {name: text.replace("`", "").replace("%", "%%") for name, text in helps.items()}
 
 
 __all__ = ["METHODS", "Method", "get_method", "model_arguments"]

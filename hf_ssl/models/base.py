@@ -28,8 +28,7 @@ class SSLConfig(PreTrainedConfig):
             Configuration of the encoder, a class of transformers.
         feature (`str`, *optional*, defaults to `"class_token"`):
             What evaluations use as the feature of an image: `"class_token"`, `"patch_mean"` (mean of the patch tokens)
-            or
-            `"pooled"`.
+            or `"pooled"`.
         position_interpolation (`str`, *optional*, defaults to `"size"`):
             How position embeddings are resized to other image sizes: `"size"` (as transformers does) or
             `"scale_factor"` (new size + 0.1, as the originals do).

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...help import documented
 from ...views import (
     Draws,
     apply_weights,
@@ -40,6 +41,7 @@ _PADDING = 4
 _BLOCK_SIZE = 1 << 17  # numbers
 
 
+@documented
 @dataclass
 class RelViTViewsConfig:
     """
@@ -67,36 +69,14 @@ class RelViTViewsConfig:
             Standard deviation of each channel, in [0, 1].
     """
 
-    image_augmentation: Literal["random_resized_crop", "padded_crop"] = field(
-        default="random_resized_crop",
-        metadata={
-            "help": "Crop of the image: random_resized_crop, or padded_crop (shifts by up to 4 px); then a flip."
-        },
-    )
-    patch_augmentation: str = field(
-        default="colJitter:0.8-grayScale:0.2",
-        metadata={
-            "help": "Augmentation of each patch: colJitter, grayScale, randomNoise, centCrop, joined by '-', each with an "
-            "optional probability after ':'; 'none' for no augmentation."
-        },
-    )
-    patch_augmentation_space: Literal["normalized", "pixel"] = field(
-        default="normalized",
-        metadata={
-            "help": "Jitter patches after normalization (normalized, as the original does) or before it (pixel)."
-        },
-    )
-    mega_independent_cuts: bool = field(
-        default=False, metadata={"help": "Cut mega-patches independently in rows and columns."}
-    )
-    mega_antialias: bool = field(default=False, metadata={"help": "Antialias when mega-patches are resized."})
-    shuffle_patches: bool = field(default=False, metadata={"help": "Put the patches in a random order."})
-    image_mean: list[float] = field(
-        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Mean of each channel, in [0, 1]."}
-    )
-    image_std: list[float] = field(
-        default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Standard deviation of each channel."}
-    )
+    image_augmentation: Literal["random_resized_crop", "padded_crop"] = "random_resized_crop"
+    patch_augmentation: str = "colJitter:0.8-grayScale:0.2"
+    patch_augmentation_space: Literal["normalized", "pixel"] = "normalized"
+    mega_independent_cuts: bool = False
+    mega_antialias: bool = False
+    shuffle_patches: bool = False
+    image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
     def __post_init__(self) -> None:
         for name, allowed in (
