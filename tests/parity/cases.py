@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +39,15 @@ class Case:
     @cached_property
     def expected(self) -> dict[str, Tensor]:
         return load_file(self.folder / "expected.safetensors", device=DEVICE)
+
+    def has(self, group: str) -> bool:
+        """Whether anything was recorded under a name that begins so; a case need not have every group."""
+        return any(key.startswith(group) for key in self.expected)
+
+    def need(self, group: str) -> None:
+        """Skip a test whose group of numbers this case does not have."""
+        if not self.has(group):
+            pytest.skip(f"{self.folder.name} records no {group}")
 
     def __str__(self) -> str:
         return self.folder.name
