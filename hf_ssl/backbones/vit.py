@@ -174,8 +174,8 @@ class ViTTrunk(nn.Module):
         Returns:
             `torch.Tensor` of shape `(depth, 2, batch_size)`, float32.
         """
-        scales = [torch.full((), 1 / (1 - rate), device=keep.device) for rate in self.drop_path_rates]
-        return keep * torch.stack(scales)[:, None, None]
+        rates = torch.linspace(0, self.drop_path_rates[-1], len(self.drop_path_rates), device=keep.device)
+        return keep / (1 - rates)[:, None, None]
 
     def forward(
         self, pixel_values: Tensor, attention_mask: Tensor | None = None, drop_path_keep: Tensor | None = None

@@ -154,12 +154,12 @@ def drop_path_keep(draws: Draws, rates: list[float], batch_size: int) -> Tensor:
 
     Args:
         draws ([`Draws`]): Per-batch draws, one row.
-        rates (`list[float]`): Drop probability of each layer.
+        rates (`list[float]`): Drop probability of each layer, growing linearly from 0.
         batch_size (`int`): Number of images.
 
     Returns:
         `torch.Tensor` of shape `(len(rates), 2, batch_size)`, bool: attention branch (0) and MLP branch (1).
     """
     uniform = draws.uniform("drop_path", len(rates), 2, batch_size)[0]
-    threshold = torch.stack([torch.full((), rate, device=uniform.device) for rate in rates])
+    threshold = torch.linspace(0, rates[-1], len(rates), device=uniform.device)
     return uniform >= threshold[:, None, None]
