@@ -97,7 +97,10 @@ def test_code_in_a_file_is_not_run(tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
-    for name, save in (("a.ckpt", torch.save), ("b.ckpt", lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2)))):
+    for name, save in (
+        ("a.ckpt", torch.save),
+        ("b.ckpt", lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))),
+    ):
         save({"state_dict": {"backbone.cls_token": Hostile()}}, tmp_path / name)
         with pytest.raises(CheckpointError, match="cannot be read safely"):
             convert(tmp_path / name)
