@@ -52,7 +52,7 @@ class ImageData:
         num_classes (`int`, *optional*):
             Number of classes, if the images have labels.
         test_name (`str`):
-            What the test split is, in words: `"test"`, or the tenth that was held out of the training split.
+            Name of the test split: that of the registry, `"test"`, or `"held-out"` for a tenth of the training split.
     """
 
     name: str
@@ -115,6 +115,7 @@ def load_image_data(
             raise ValueError(f"`{argument}` is {value}; give at least 1, or leave it out to take all samples.")
 
     check_images = skip_bad_images
+    test_name = "test"
     folder = Path(name).expanduser()
     on_hub = name != "digits" and (name in DATASETS or not folder.exists())
     if revision is not None and not on_hub:
@@ -133,6 +134,7 @@ def load_image_data(
         else:
             image_column, label_column = image_column or info.image_column, label_column or info.label_column
             splits = _load_hub(info.path, info.config, info.train_split, info.test_split, revision)
+            test_name = info.test_split
     else:
         splits, is_image_folder = _load_folder(name, folder)
         check_images = check_images or is_image_folder
@@ -145,10 +147,9 @@ def load_image_data(
     if label_column is not None and isinstance(train_features[label_column], ClassLabel):
         class_names = _readable(train_features[label_column].names)
 
-    test_name = "test"
     if "test" not in splits and label_column is not None and len(splits["train"]) > 1:
         splits = _hold_out(name, splits["train"], seed)
-        test_name = "a tenth held out of the training images"
+        test_name = "held-out"
     num_classes = None if class_names is None else len(class_names)
     if label_column is not None and num_classes is None:
         # Counted before a subset is taken, which may lack a class.

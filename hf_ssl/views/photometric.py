@@ -63,7 +63,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     is_red = 1 - (value - red).sign_()
     is_green = (1 - is_red) * (1 - (value - green).sign_())
     is_blue = 1 - is_red - is_green
-    # The hue in turns; a gray pixel has hue 0 (its numerator is 0).
+    # The hue, first in sixths of a turn; that of a gray pixel is 0 (its numerator is 0).
     offset = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
     hue = offset / chroma.clamp(min=torch.finfo(images.dtype).tiny) + (2 * is_green + 4 * is_blue)
     hue = hue / 6 + _per_image(shift)

@@ -89,7 +89,7 @@ class Draws:
         key = torch.full((1,), seed, dtype=torch.int64, device=device)
         for value in (step, micro_batch, rank):
             key = _absorb(key, value)
-        return cls(_mix(key))  # one more round than `for_samples`: the two families share no keys
+        return cls(_mix(key))  # one more round than `for_samples`: other keys from the same four numbers
 
     def bits(self, name: str, *shape: int) -> Tensor:
         """64 random bits each: int64 of shape `(num_rows, *shape)`."""

@@ -544,3 +544,10 @@ def test_damaged_parquet_file(tmp_path):
 
 def test_cache_of_the_user_is_not_touched():
     assert "datasets_cache" in str(datasets.config.HF_DATASETS_CACHE)
+
+
+def test_name_of_the_test_split(tmp_path):
+    """A card says which images a number was measured on."""
+    assert load_image_data("digits").test_name == "test"
+    folder = make_folder(tmp_path / "photos", {f"{'ab'[i % 2]}/{i}.png": i for i in range(20)})
+    assert load_image_data(str(folder)).test_name == "held-out"

@@ -182,7 +182,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
             init.trunc_normal_(module.position_embeddings, std=0.02)
 
     def freeze(self) -> None:
-        """Positions that are never added have no gradient; unfrozen, weight decay could not tell."""
+        """Freeze the position table where positions are off: it gets no gradient, and DDP would wait for one."""
         self.student.embeddings.position_embeddings.requires_grad_(self.config.use_position_embeddings)
 
     def step_draws(self, draws: Draws, batch_size: int) -> dict[str, Tensor]:

@@ -56,7 +56,8 @@ class RelViTViewsConfig:
             with an optional probability after ":"; every patch is also cropped and resized. "none" leaves patches alone.
         patch_augmentation_space (`str`, *optional*, defaults to `"normalized"`):
             Where patches are jittered. `"normalized"` is the original's order, normalization first: jittered values are
-            then clamped to [0, 1], which loses all that is darker than the mean. `"pixel"` jitters before normalization.
+            then clamped to [0, 1], which loses all that is darker than the mean or more than one standard deviation
+            brighter. `"pixel"` jitters before normalization.
         mega_independent_cuts (`bool`, *optional*, defaults to `False`):
             Cut rows and columns independently. The original uses one list of cuts for both.
         mega_antialias (`bool`, *optional*, defaults to `False`):
