@@ -19,6 +19,7 @@ from transformers import ViTModel
 
 from hf_ssl import RelViTConfig, RelViTForPreTraining
 from hf_ssl.backbones import vit_config
+from hf_ssl.models import Step
 from hf_ssl.views import Draws
 
 
@@ -33,11 +34,13 @@ def relvit_step(backbone: str, image_size: int, patch_size: int, pixel_values: t
     model = model.to(pixel_values.device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, fused=True)
     count = iter(range(1 << 60))
+    index = torch.arange(len(pixel_values), device=pixel_values.device)
 
     def step() -> None:
-        draws = Draws.for_batch(0, next(count), device=pixel_values.device)
+        epoch = torch.full_like(index, next(count))
+        place = Step(Draws.for_batch(0, 0, device=index.device), Draws.for_samples(0, epoch, index), {})
         optimizer.zero_grad()
-        model(pixel_values, **model.step_draws(draws, len(pixel_values))).loss.backward()
+        model(pixel_values, **model.step_inputs(place)).loss.backward()
         optimizer.step()
 
     return step

@@ -1,10 +1,15 @@
-"""What a person sees of a run."""
+"""What happens around a step: what a person sees of it, and what the trainer does once for each."""
 
+import math
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+if TYPE_CHECKING:
+    from .trainer import SSLTrainer
 
 
 class ImagesPerSecondCallback(ProgressCallback):
@@ -45,3 +50,41 @@ class ImagesPerSecondCallback(ProgressCallback):
             hidden = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second")
             parts = [f"{name} {value:.4g}" for name, value in numbers.items() if name not in hidden]
             self.training_bar.write(f"step {state.global_step:>6} | " + " | ".join(parts))
+
+
+class StepCallback(TrainerCallback):
+    """
+    Tells the trainer where an optimizer step begins and ends, however many micro-batches it has.
+
+    Args:
+        trainer ([`SSLTrainer`]): The trainer.
+    """
+
+    def __init__(self, trainer: "SSLTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        num_batches = len(kwargs["train_dataloader"])
+        self.trainer.begin_training(steps_per_epoch=math.ceil(num_batches / args.gradient_accumulation_steps))
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_epoch()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.skip_bad_step()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.end_step()

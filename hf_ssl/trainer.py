@@ -1,27 +1,51 @@
-"""transformers' Trainer with what self-supervised pretraining adds: views made on the device, the methods' schedules,
-every loss term in the log, a kNN monitor in the place of evaluation, and a stop on non-finite losses.
+"""transformers' Trainer with what self-supervised pretraining adds: views made on the device, the methods' schedules and
+teachers, every loss term in the log, a kNN monitor in the place of evaluation, a stop on non-finite losses, and
+checkpoints that are whole and restore a run exactly.
 
 All private methods of Trainer that have to be overridden are overridden here; each has a test.
 """
 
+import json
+import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo, upload_folder
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from .callbacks import ImagesPerSecondCallback
-from .data import EpochSampler, collate
-from .models import SSLPreTrainedModel
-from .schedules import SCHEDULES
+from .callbacks import ImagesPerSecondCallback, StepCallback
+from .checkpoints import (
+    UNFINISHED,
+    CheckpointError,
+    checkpoint_path,
+    last_whole_checkpoint,
+    list_checkpoints,
+    publish_checkpoint,
+    read_manifest,
+)
+from .clipping import clip_per_parameter_
+from .data import EpochSampler, collate, start_worker
+from .distributed import close_process_group
+from .loss_log import LossLog, NonFiniteLoss
+from .models import SSLPreTrainedModel, Step
+from .parameter_groups import parameter_groups
+from .schedules import SCHEDULES, Schedule, cosine
+from .stopping import SaveAfterEpochCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
 from .views import Draws
 
@@ -32,7 +56,7 @@ Batch = dict[str, Tensor]
 
 
 class NonFiniteLossError(FloatingPointError):
-    """The loss became infinite or not a number; nothing was saved after it did."""
+    """The loss or its gradient became infinite or not a number; nothing was saved after it did."""
 
 
 class SSLTrainer(Trainer):
@@ -78,7 +102,6 @@ class SSLTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=collate,  # type: ignore[arg-type]
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             **kwargs,
@@ -88,13 +111,20 @@ class SSLTrainer(Trainer):
         self.monitor = monitor
         self.model.freeze()
         self.last_evaluated_step = -1
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds = self.data_seconds = 0.0
+        self.num_skipped_steps = 0
         self._draws_at = (-1, -1)  # optimizer step and micro-batch of the last per-batch draws
-        self._terms: dict[str, Tensor] = {}
-        self._num_terms = 0
-        self._first_bad_step: Tensor | None = None
+        self._loss_log = LossLog(self._train_batch_size, args.device)
+        self._schedules: dict[str, Schedule] = {}
+        self._values: dict[str, float] = {}
+        self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
+        self._is_writing_aside = False
+        self._fingerprint: str | None = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImagesPerSecondCallback())
+        self._stop = StopCallback()
+        for callback in (StepCallback(self), self._stop, SaveAfterEpochCallback()):
+            self.add_callback(callback)
 
     @property
     def images_per_step(self) -> int:
@@ -116,7 +146,166 @@ class SSLTrainer(Trainer):
         """The run's folder."""
         return Path(self.args.output_dir or ".")
 
+    # ---- beginning and end ----
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """
+        Train, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder, or `True` for the last whole one in the run's folder; damaged ones after it are
+                named and set aside. The run goes on as if it had not been interrupted, bit for bit at the same number
+                of processes.
+
+        Returns:
+            `TrainOutput`: steps done, mean loss and metrics.
+
+        Raises:
+            [`CheckpointError`]: there is no whole checkpoint to resume from, it is of a run on other data, or one cannot
+                be written.
+            [`NonFiniteLossError`]: the loss is not finite.
+            [`TrainingInterrupted`]: the run was stopped by Ctrl-C or SIGTERM; a checkpoint was written.
+        """
+        checkpoint = self._agree_on_start(resume_from_checkpoint)
+        try:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self._stop.restore()
+
+    def _agree_on_start(self, resume: str | bool | None) -> str | None:
+        """The first process finds the checkpoint to start from, or the reason why there is none, and tells the others."""
+        found: list[str | None] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = self._find_start(resume)
+            except CheckpointError as error:
+                found[1] = str(error)
+        checkpoint, problem = broadcast_object_list(found)
+        if problem is not None:
+            raise CheckpointError(problem)
+        return checkpoint
+
+    def _find_start(self, resume: str | bool | None) -> str | None:
+        if not resume:
+            if earlier := list_checkpoints(self.output_dir):
+                raise CheckpointError(
+                    f"{self.output_dir} holds checkpoints of an earlier run ({earlier[0].name}). Continue that run with "
+                    "--resume_from_checkpoint true, or choose another --output_dir."
+                )
+            return None
+        if resume is True:
+            path, run = last_whole_checkpoint(self.output_dir)
+        else:
+            path, run = Path(resume), read_manifest(resume)
+        expected = self._run()
+        if run["dataset"] != expected["dataset"]:
+            raise CheckpointError(
+                f"{path} was trained on other images ({run['num_train_images']:,} of them; there are "
+                f"{expected['num_train_images']:,} now). Resume with the same --dataset and --max_train_samples, or start "
+                "a new run in another --output_dir."
+            )
+        if run["save_only_model"]:
+            raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
+        for name in ("seed", "num_processes", "images_per_step"):
+            if run[name] != expected[name]:
+                logger.warning(
+                    f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
+                    "not as it would have."
+                )
+        return str(path)
+
+    def _run(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of the run."""
+        if self._fingerprint is None:
+            self._fingerprint = self.train_dataset.fingerprint()  # type: ignore[union-attr]
+        return {
+            "step": self.state.global_step,
+            "dataset": self._fingerprint,
+            "num_train_images": self.num_train_images,
+            "seed": self.args.seed,
+            "num_processes": self.args.world_size,
+            "images_per_step": self.images_per_step,
+            "save_only_model": self.args.save_only_model,
+        }
+
+    def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
+        if not self._stop.agreed_signal or self.state.global_step >= self.state.max_steps:
+            return super()._finalize_training(trial, num_train_samples, start_time)
+        # Trainer would now load the best model and delete checkpoints, as after a whole run.
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        path = checkpoint_path(self.output_dir, self.state.global_step)
+        raise TrainingInterrupted(self._stop.agreed_signal, self.state.global_step, str(path))
+
+    def close(self) -> None:
+        """End the process group, at the end of a script; see [`~hf_ssl.distributed.close_process_group`]."""
+        self.accelerator.free_memory()
+        self.model_wrapped = self.callback_handler.model = self.model
+        self.optimizer = self.lr_scheduler = None
+        close_process_group()
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share."""
+        args = self.args
+        self._sampler = EpochSampler(self.num_train_images, args.seed if args.data_seed is None else args.data_seed)
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_size=self._train_batch_size,
+            sampler=self._sampler,
+            collate_fn=collate,  # type: ignore[arg-type]
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Trainer's; the time spent waiting here is `data_seconds`."""
+        start = time.perf_counter()
+        samples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.data_seconds += time.perf_counter() - start
+        return samples
+
     # ---- the step ----
+
+    def begin_training(self, steps_per_epoch: int) -> None:
+        """Called by [`StepCallback`] before the first step: make the schedules."""
+        if isinstance(self.model_wrapped, DistributedDataParallel) and self.args.ddp_broadcast_buffers is None:
+            # Buffers are the same on all processes (see SSLPreTrainedModel): no need to send them around in every step.
+            self.model_wrapped.broadcast_buffers = False
+        self._steps_per_epoch = steps_per_epoch
+        num_steps = self.state.max_steps
+        self._schedules = self.model.schedules(num_steps, steps_per_epoch)
+        if self.args.final_weight_decay is not None:
+            self._schedules["weight_decay"] = cosine(self.args.weight_decay, self.args.final_weight_decay, num_steps)
+
+    def begin_epoch(self) -> None:
+        """Called by [`StepCallback`] before the first batch of an epoch: accelerate's wrappers may not reach the sampler."""
+        self._sampler.set_epoch(self.state.global_step // self._steps_per_epoch)
+
+    def begin_step(self) -> None:
+        """Called by [`StepCallback`] before the first micro-batch of an optimizer step."""
+        self._values = {name: schedule(self.state.global_step) for name, schedule in self._schedules.items()}
+        if "weight_decay" in self._values:
+            for group in self.optimizer.param_groups:  # type: ignore[union-attr]
+                if group["weight_decay"]:
+                    group["weight_decay"] = self._values["weight_decay"]
+        if self.args.max_skipped_steps:
+            self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.model.on_step_begin(self._values)
 
     def compute_loss(
         self,
@@ -126,12 +315,14 @@ class SSLTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The views of a batch, made on the device, and the model's loss on them."""
-        index = inputs["index"]
-        model_inputs = self.views(inputs)
-        model_inputs |= self.model.step_draws(self._batch_draws(), len(index))
-        outputs = model(**model_inputs)
-        self._record(outputs, index)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        index, seed = inputs["index"], self.args.seed
+        step = Step(self._batch_draws(), Draws.for_samples(seed, inputs["epoch"], index), self._values)
+        outputs = model(**self.views(inputs), **self.model.step_inputs(step))
+        loss = outputs["loss"]
+        finite = self._loss_log.add(outputs, index, self.state.global_step + 1)
+        if self.args.max_skipped_steps:
+            loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
+        return (loss, outputs) if return_outputs else loss
 
     def _batch_draws(self) -> Draws:
         """Per-batch draws of this micro-batch, the same when a run is resumed."""
@@ -141,62 +332,86 @@ class SSLTrainer(Trainer):
         self._draws_at = (step, micro_batch)
         return Draws.for_batch(self.args.seed, step, micro_batch, self.args.process_index, self.args.device)
 
-    def _record(self, outputs: Any, index: Tensor) -> None:
-        """Add the loss terms up, and remember the first non-finite loss; all on the device."""
-        terms = {f"loss_{name}": value for name, value in outputs["losses"].items()} | (outputs["metrics"] or {})
-        for name, value in terms.items():
-            value = value.detach().float()
-            self._terms[name] = self._terms[name] + value if name in self._terms else value
-        self._num_terms += 1
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        if self.args.gradient_clipping == "global":
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_per_parameter_(self.model.named_parameters(), self.args.max_grad_norm)
 
-        loss = outputs["loss"].detach()
-        if self._first_bad_step is None:
-            self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=loss.device)
-            self._bad_index = torch.full(
-                (max(len(index), self._train_batch_size),), -1, dtype=torch.int64, device=loss.device
-            )
-        is_first = ~loss.isfinite() & (self._first_bad_step < 0)
-        self._first_bad_step.masked_fill_(is_first, self.state.global_step + 1)
-        rows = self._bad_index[: len(index)]
-        rows.copy_(torch.where(is_first, index, rows))
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With float16 infinite gradients are nothing unusual: the loss scaler skips the step.
+        if isinstance(norm, Tensor) and self.accelerator.scaler is None:
+            self._loss_log.check_gradient(norm.detach(), self.state.global_step + 1)
+        return norm
+
+    def skip_bad_step(self) -> None:
+        """Called by [`StepCallback`] before the optimizer: leave a non-finite step out, where that was asked for."""
+        if not self.args.max_skipped_steps:
+            return
+        found = self._loss_log.non_finite(self.accelerator)
+        if found is None:
+            return
+        if self.num_skipped_steps == self.args.max_skipped_steps:
+            self._stop_for(found)
+        self.num_skipped_steps += 1
+        logger.warning(f"Step {found.step} is skipped: {found.terms[0]}, samples {found.samples}.")
+        self._loss_log.clear_non_finite()
+        self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(self._buffers[name])
+
+    def end_step(self) -> None:
+        """Called by [`StepCallback`] after the optimizer's step."""
+        self.model.on_optimizer_step(self._values)
 
     def _stop_if_not_finite(self) -> None:
-        """Raise on all processes if the loss of any of them was not finite; reads from the device."""
-        if self._first_bad_step is None:
-            return
-        bad_steps = self.accelerator.gather(self._first_bad_step[None])
-        bad_samples = self.accelerator.gather(self._bad_index)
-        if (bad_steps < 0).all():
-            return
-        step = int(bad_steps[bad_steps >= 0].min())
-        samples = bad_samples[bad_samples >= 0].tolist()
+        """Stop all processes if the loss of any of them was not finite; reads from the device."""
+        found = self._loss_log.non_finite(self.accelerator)
+        if found is not None:
+            self._stop_for(found)
+
+    def _stop_for(self, found: NonFiniteLoss) -> None:
+        path = self.output_dir / "non_finite_loss.json"
+        if self.is_world_process_zero():
+            content = {**asdict(found), "terms": [{n: str(value) for n, value in t.items()} for t in found.terms]}
+            path.write_text(json.dumps(content, indent=2) + "\n")
         raise NonFiniteLossError(
-            f"The loss is not finite since step {step}; the samples of that batch are {samples}. Nothing was saved after "
-            "it. Lower --learning_rate, clip gradients (--max_grad_norm 1), or look at those samples; then resume with "
+            f"The loss or its gradient is not finite since step {found.step}: {found.terms[0]}. Nothing was saved after it. "
+            f"The images of that step are named in {path}. Look at them, lower --learning_rate, clip gradients "
+            "(--max_grad_norm 1) or leave such steps out (--max_skipped_steps 10); then resume with "
             "--resume_from_checkpoint true."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss terms, averaged since the last time, to what Trainer logs of the training loss."""
-        if "loss" in logs and self._num_terms:
+        """Add the loss terms, averaged since the last time, and the scheduled values to what Trainer logs."""
+        if "loss" in logs:
             self._stop_if_not_finite()
-            names = sorted(self._terms)
-            values = torch.stack([self._terms[name] for name in names]) / self._num_terms
-            values = self.accelerator.reduce(values, reduction="mean").tolist()
-            logs |= dict(zip(names, values, strict=True))
-            self._terms, self._num_terms = {}, 0
+            terms = self._loss_log.means(self.accelerator)
+            if self.args.max_skipped_steps:
+                logs |= {"loss": terms["loss"], "skipped_steps": self.num_skipped_steps}
+            logs |= {name: value for name, value in terms.items() if name != "loss"} | self._values
+        if "train_loss" in logs:  # that of the whole run, also if it was resumed
+            num_steps = self.state.global_step - self.num_skipped_steps
+            logs["train_loss"] = self._total_loss_scalar / max(num_steps, 1)
         super().log(logs, start_time)
 
-    # ---- order, optimizer, schedule ----
+    # ---- optimizer, schedule ----
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any]:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSampler(self.num_train_images, seed)
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Names of the parameters that decay, by `weight_decay_rule`."""
-        everything = self.args.weight_decay_rule == "all"
-        return [n for n, p in model.named_parameters() if everything or (p.ndim > 1 and not n.endswith(".bias"))]
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that `optim` names, over the groups of [`parameter_groups`]."""
+        if self.optimizer is None:
+            args, model = self.args, self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+            if not isinstance(optimizer_class, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+                raise ValueError(
+                    f"optim={args.optim!r} chooses its parameters itself; use adamw_torch_fused or another."
+                )
+            groups = parameter_groups(
+                model, args.learning_rate, args.weight_decay, args.weight_decay_rule, args.layer_decay
+            )
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The method's schedule if there is one, else that of `lr_scheduler_type`."""
@@ -239,8 +454,70 @@ class SSLTrainer(Trainer):
     # ---- saving and loading ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside; when all processes are done, the first one makes it known by its name."""
         self._stop_if_not_finite()
-        super()._save_checkpoint(model, trial)
+        target = checkpoint_path(self.output_dir, self.state.global_step)
+        folder = target.parent / UNFINISHED / target.name
+        try:
+            if self.args.should_save:
+                shutil.rmtree(folder.parent, ignore_errors=True)
+                folder.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._is_writing_aside = True
+            super()._save_checkpoint(model, trial)
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(target)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+                publish_checkpoint(folder, target, self._run())
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = list_checkpoints(self.output_dir)
+            raise CheckpointError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {self.output_dir}, with "
+                f"{shutil.disk_usage(self.output_dir).free:,} bytes free: {error}. "
+                + (f"{kept[0].name} is as it was. " if kept else "There is no earlier one. ")
+                + "Make room, or the folder writable, and resume with --resume_from_checkpoint true."
+            ) from error
+        finally:
+            self._is_writing_aside = False
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(self.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=False
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._is_writing_aside else folder
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The state of this process: random generators, and the sums that the next log is made of."""
+        super()._save_rng_state(output_dir)
+        progress = {
+            "loss_since_last_log": self._tr_loss.item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "total_loss": self._total_loss_scalar,
+            "terms": self._loss_log.state_dict(),
+            "num_skipped_steps": self.num_skipped_steps,
+        }
+        self._progress_file(output_dir).write_text(json.dumps(progress))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = self._progress_file(checkpoint or "")
+        if not path.is_file():  # of a process that there was not when the checkpoint was written
+            return
+        progress = json.loads(path.read_text())
+        self._tr_loss = torch.tensor(progress["loss_since_last_log"], device=self.args.device)
+        self._globalstep_last_logged = progress["last_logged_step"]
+        self._total_loss_scalar = progress["total_loss"]
+        self._loss_log.load_state_dict(progress["terms"])
+        self.num_skipped_steps = progress["num_skipped_steps"]
+
+    def _progress_file(self, folder: str) -> Path:
+        return Path(folder) / f"progress_{self.args.process_index}.json"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -267,11 +544,19 @@ class SSLTrainer(Trainer):
         if not path.is_file():
             raise FileNotFoundError(f"There is no {SAFE_WEIGHTS_NAME} in {resume_from_checkpoint} to resume from.")
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
-        target.load_state_dict(load_file(path, device="cpu"), strict=True)
+        try:
+            target.load_state_dict(load_file(path, device="cpu"), strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is of another model than this command makes; resume with the same --method, "
+                f"--backbone, sizes and options of the model. {error}"
+            ) from error
 
     def _load_best_model(self) -> None:
-        logger.info(f"Loading the best model, {self.state.best_model_checkpoint} ({self.state.best_metric}).")
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = str(self.state.best_model_checkpoint)
+        read_manifest(best)
+        logger.info(f"Loading the best model, {best} ({self.state.best_metric}).")
+        self._load_from_checkpoint(best)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: in mid-run it would put the pretraining model where the encoder belongs."""

@@ -1,10 +1,12 @@
 """Arguments of a pretraining run: those of transformers with our defaults, and a few more."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import TrainingArguments
 
+from .parameter_groups import WeightDecayRule
 from .schedules import SCHEDULES
 
 
@@ -23,6 +25,16 @@ class SSLTrainingArguments(TrainingArguments):
             Where `schedule` ends.
         weight_decay_rule (`str`, *optional*, defaults to `"matrices"`):
             Which parameters decay: `"matrices"`, those of two or more dimensions that are not biases; `"all"`.
+        final_weight_decay (`float`, *optional*):
+            Where the weight decay ends, on a half cosine wave over the run. Unset, it stays as it is.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            What the learning rate is multiplied with from each layer to the one below it.
+        gradient_clipping (`str`, *optional*, defaults to `"global"`):
+            What `max_grad_norm` bounds: the `"global"` norm of all gradients, or the norm of each parameter's
+            (`"per_parameter"`; queries, keys and values of a layer count as one).
+        max_skipped_steps (`int`, *optional*, defaults to 0):
+            Optimizer steps with a non-finite loss or gradient that are left out before the run stops. Looking for them in
+            every step costs one synchronization with the device.
     """
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not clip."})
@@ -41,12 +53,22 @@ class SSLTrainingArguments(TrainingArguments):
         },
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where --schedule ends."})
-    weight_decay_rule: str = field(
+    weight_decay_rule: WeightDecayRule = field(
         default="matrices",
-        metadata={
-            "help": "Which parameters decay: those of two or more dimensions that are not biases, or all.",
-            "choices": ["matrices", "all"],
-        },
+        metadata={"help": "Which parameters decay: those of two or more dimensions that are not biases, or all."},
+    )
+    final_weight_decay: float | None = field(
+        default=None, metadata={"help": "Where the weight decay ends, on a half cosine wave; unset, it is constant."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "The learning rate's factor from each layer to the one below it."}
+    )
+    gradient_clipping: Literal["global", "per_parameter"] = field(
+        default="global",
+        metadata={"help": "What --max_grad_norm bounds: the norm of all gradients together, or of each parameter's."},
+    )
+    max_skipped_steps: int = field(
+        default=0, metadata={"help": "Steps with a non-finite loss that are left out before the run stops."}
     )
 
     def __post_init__(self) -> None:
@@ -64,6 +86,16 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if self.weight_decay_rule not in ("matrices", "all"):
             raise ValueError(f"weight_decay_rule={self.weight_decay_rule!r} is unknown; use 'matrices' or 'all'.")
+        if self.gradient_clipping not in ("global", "per_parameter"):
+            raise ValueError(
+                f"gradient_clipping={self.gradient_clipping!r} is unknown; use 'global' or 'per_parameter'."
+            )
+        if self.gradient_clipping == "per_parameter" and self.max_grad_norm <= 0:
+            raise ValueError("gradient_clipping='per_parameter' needs a positive max_grad_norm.")
+        if self.final_weight_decay is not None and self.weight_decay <= 0:
+            raise ValueError(f"final_weight_decay needs a weight_decay to start from; it is {self.weight_decay}.")
+        if self.enable_jit_checkpoint:
+            raise ValueError("enable_jit_checkpoint is not needed: SIGTERM and Ctrl-C always write a checkpoint here.")
         if self.logging_nan_inf_filter or self.remove_unused_columns:
             raise ValueError("logging_nan_inf_filter and remove_unused_columns have to stay off.")
         if self.hub_strategy != "end":

@@ -10,23 +10,28 @@ method's views (`hf_ssl/models/<method>/views_<method>.py`) augment a batch on t
 """
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch.utils.data import Dataset, Subset
-from transformers import AutoImageProcessor, AutoModelForPreTraining, set_seed
+from transformers import AutoImageProcessor, AutoModelForPreTraining
+from transformers.trainer_utils import TrainOutput
 
 from hf_ssl.arguments import parse_with_recipe
 from hf_ssl.backbones import VIT_SIZES, vit_config
+from hf_ssl.checkpoints import CheckpointError
 from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.models import METHODS, SSLConfig, get_method
-from hf_ssl.trainer import SSLTrainer
+from hf_ssl.stopping import TrainingInterrupted
+from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 
 
@@ -179,6 +184,7 @@ def finish(
         "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
         "train_seconds": round(seconds, 1),
         "images_per_second": round(num_steps * trainer.images_per_step / seconds, 1),
+        "data_wait_percent": round(100 * trainer.data_seconds / seconds, 2),
         "num_steps": step,
         "num_train_images": trainer.num_train_images,
     }
@@ -195,6 +201,18 @@ def finish(
             f"{len(monitor.queries):,} queries among {len(monitor.bank):,} images."
         )
     print(NEXT_STEPS.format(output_dir=output_dir))
+
+
+def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
+    """Train; a run that has to stop ends the process with a message in the place of a traceback."""
+    try:
+        return trainer.train(resume_from_checkpoint=resume)
+    except (TrainingInterrupted, CheckpointError, NonFiniteLossError) as error:
+        if trainer.is_world_process_zero():
+            print(f"\n{error}", file=sys.stderr)
+        if isinstance(error, TrainingInterrupted):  # all processes stop in the same step
+            trainer.close()
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def main() -> None:
@@ -225,13 +243,14 @@ def main() -> None:
         monitor(model)  # the untrained encoder, for the comparison at the end
     training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
     trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
+    set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
     if trainer.is_world_process_zero():
         print(
             f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
             f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
         )
     start = time.monotonic()
-    trained = trainer.train(resume_from_checkpoint=resume)
+    trained = train(trainer, resume)
     seconds = time.monotonic() - start - trainer.evaluation_seconds
     # The best model, if it was asked for, is not the last one that was measured.
     if trainer.last_evaluated_step != trainer.state.global_step or training_args.load_best_model_at_end:
@@ -240,6 +259,7 @@ def main() -> None:
         finish(args, trainer, monitor, data, seconds, trained.global_step - trainer.first_step)
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    trainer.close()
 
 
 def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:

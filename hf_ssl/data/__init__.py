@@ -6,6 +6,7 @@ from .registry import DATASETS, DatasetInfo
 from .sampler import EpochSampler
 from .sources import PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
+from .workers import start_worker
 
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "image_size",
     "load_image_data",
     "make_source",
+    "start_worker",
     "verify_images",
 ]

@@ -1,6 +1,8 @@
 """Map-style datasets that feed training: every batch is a flat dictionary of tensors."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +18,7 @@ from .images import decode_rgb, image_size
 logger = logging.get_logger(__name__)
 
 MAX_DECODED_BYTES = 4 * 2**30
-NUM_SAMPLED_SIZES = 256
+NUM_SAMPLED = 256  # images that are looked at in place of all
 READ_BATCH_SIZE = 1024
 
 
@@ -92,6 +94,19 @@ class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def fingerprint(self) -> str:
+        """
+        A name for this content: all pixels and labels, in their order.
+
+        Returns:
+            `str`: a hash; equal for equal data.
+        """
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
         Reads one sample for evaluation.
@@ -150,6 +165,22 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        """
+        A name for this content: the number of photos, all labels, and the files of 256 photos, evenly spaced.
+
+        Returns:
+            `str`: a hash; equal for equal data, wherever the files lie.
+        """
+        count = len(self.dataset)
+        digest = hashlib.sha256(str(count).encode())
+        if "label" in self.dataset.column_names:
+            digest.update(repr(list(self.dataset["label"])).encode())
+        rows = np.linspace(0, count - 1, min(count, NUM_SAMPLED)).astype(int).tolist()
+        for image in self.dataset[rows]["image"]:
+            digest.update(image["bytes"] or Path(image["path"]).read_bytes())
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
@@ -231,7 +262,7 @@ def make_source(dataset: Dataset, views: PhotoViews | None = None) -> TensorSour
     """
     if len(dataset) == 0:
         raise ValueError("The dataset has no samples; give one that has.")
-    sampled = np.linspace(0, len(dataset) - 1, min(len(dataset), NUM_SAMPLED_SIZES)).astype(int).tolist()
+    sampled = np.linspace(0, len(dataset) - 1, min(len(dataset), NUM_SAMPLED)).astype(int).tolist()
     sizes = {image_size(dataset[row]["image"], row=row) for row in sampled}
     height, width = sizes.pop()
     if sizes or len(dataset) * 3 * height * width > MAX_DECODED_BYTES:

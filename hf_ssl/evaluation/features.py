@@ -1,16 +1,21 @@
 """Features of a data set under a frozen encoder."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.generic import ModelOutput
+
+from ..data import start_worker
+from ..distributed import all_gather, world_size
 
 
 POOLINGS = ("class_token", "patch_mean", "pooled")
@@ -97,15 +102,23 @@ def _extract(
     batch_size: int,
     num_workers: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Applies `feature_fn`, `pixel_values (batch, 3, height, width) -> (batch, dim)`, to the dataset in order."""
-    count = len(dataset)  # type: ignore[arg-type]
-    if not count:
+    """
+    Applies `feature_fn`, `pixel_values (batch, 3, height, width) -> (batch, dim)`, to the dataset in order. Of several
+    processes, each does its share and gets the rest from the others.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    if not total:
         raise ValueError("`dataset` is empty: there is nothing to extract features from.")
+    count = math.ceil(total / world_size())  # shares are equal: the last ones wrap around
+    if world_size() > 1:
+        first = dist.get_rank() * count
+        dataset = Subset(dataset, [(first + i) % total for i in range(count)])
     loader: DataLoader[Any] = DataLoader(
         _Processed(dataset, processor),
         batch_size=batch_size,
         collate_fn=_collate,  # type: ignore[arg-type]
         num_workers=num_workers,
+        worker_init_fn=start_worker,
         # A loader without a generator of its own draws from the global one and would shift a training run.
         generator=torch.Generator(),
     )
@@ -123,9 +136,19 @@ def _extract(
             labels += batch_labels
             done += len(batch)
             bar.update(len(batch))
-    if labels and len(labels) != count:
-        raise ValueError(f"Only {len(labels)} of {count} samples have a `label`: give all of them one, or none.")
-    return features, torch.tensor(labels, dtype=torch.int64) if labels else None
+    num_labels = int(_gather(torch.tensor([len(labels)])).sum())
+    if num_labels not in (0, count * world_size()):
+        raise ValueError(f"Only {num_labels} of {total} samples have a `label`: give all of them one, or none.")
+    features = _gather(features)[:total]
+    return features, _gather(torch.tensor(labels, dtype=torch.int64))[:total] if labels else None
+
+
+def _gather(rows: Tensor) -> Tensor:
+    """Rows of all processes, on the CPU."""
+    if world_size() == 1:
+        return rows
+    device = "cpu" if dist.get_backend() == "gloo" else torch.accelerator.current_accelerator()
+    return all_gather(rows.to(device)).cpu()
 
 
 def extract_features(
@@ -140,6 +163,8 @@ def extract_features(
 ) -> tuple[Tensor, Tensor | None]:
     """
     Computes one feature per image with a frozen encoder.
+
+    Where several processes train together, each of them computes a share, and all get all features.
 
     The encoder runs in eval mode and is left in the mode it came in. No global random state is read or advanced, so
     that this can be called in the middle of training.

@@ -1,7 +1,7 @@
 """The methods; importing this package registers them with the Auto classes of transformers."""
 
 from .auto import METHODS, Method, get_method
-from .base import SSLConfig, SSLOutput, SSLPreTrainedModel
+from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
 from .relvit import RelViTConfig, RelViTForPreTraining
 
 
@@ -13,5 +13,6 @@ __all__ = [
     "SSLConfig",
     "SSLOutput",
     "SSLPreTrainedModel",
+    "Step",
     "get_method",
 ]

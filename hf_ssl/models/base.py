@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.generic import ModelOutput
 
+from ..schedules import Schedule
 from ..views import Draws
 
 
@@ -78,10 +79,30 @@ class SSLOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
 
 
+@dataclass
+class Step:
+    """
+    What a micro-batch is given by its place in the run.
+
+    Args:
+        draws ([`Draws`]): One row: a function of (seed, optimizer step, micro-batch, process).
+        samples ([`Draws`]): A row for each image: a function of (seed, epoch, index), whatever batch it comes in.
+        values (`dict[str, float]`): Values of the schedules at this optimizer step.
+    """
+
+    draws: Draws
+    samples: Draws
+    values: dict[str, float]
+
+
 class SSLPreTrainedModel(PreTrainedModel):
     """
     Base of the methods' models. A method has a `student`, trained by gradient, and may have a `teacher`, its frozen
     momentum copy.
+
+    Of several processes, each holds the same parameters and the same buffers: a buffer that depends on the batch is
+    computed from the batches of all of them (see [`~hf_ssl.distributed.all_gather`] and
+    [`~hf_ssl.models.batch_norm.SyncBatchNorm`]).
     """
 
     config_class = SSLConfig
@@ -112,19 +133,38 @@ class SSLPreTrainedModel(PreTrainedModel):
     def freeze(self) -> None:
         """Freeze the parameters that get no gradient in this method: the teacher's, unused tables."""
 
-    def step_draws(self, draws: Draws, batch_size: int) -> dict[str, Tensor]:
+    def schedules(self, num_steps: int, steps_per_epoch: int) -> dict[str, Schedule]:
         """
-        The random decisions of one training step that are not augmentation (stochastic depth, …), to be passed to
-        `forward`.
+        What changes from one optimizer step to the next, beside the learning rate and the weight decay: a teacher's
+        momentum, a temperature.
 
         Args:
-            draws ([`Draws`]): Per-batch draws, one row.
-            batch_size (`int`): Number of images in the micro-batch.
+            num_steps (`int`): Optimizer steps of the run.
+            steps_per_epoch (`int`): Optimizer steps of an epoch.
 
         Returns:
-            `dict[str, torch.Tensor]`: arguments of `forward`.
+            `dict[str, Callable[[int], float]]`: schedules by name; their values reach the three methods below.
         """
         return {}
+
+    def step_inputs(self, step: Step) -> dict[str, Any]:
+        """
+        What `forward` is given in training beside the views: random decisions that are not augmentation (stochastic
+        depth, …), scheduled values.
+
+        Args:
+            step ([`Step`]): Draws and values of this step.
+
+        Returns:
+            `dict[str, Any]`: arguments of `forward`.
+        """
+        return {}
+
+    def on_step_begin(self, values: dict[str, float]) -> None:
+        """Called once for each optimizer step, before its first micro-batch, with the values of the schedules."""
+
+    def on_optimizer_step(self, values: dict[str, float]) -> None:
+        """Called once for each optimizer step, after the parameters have changed, with the values of the schedules."""
 
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
         """
@@ -148,18 +188,17 @@ def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
-def drop_path_keep(draws: Draws, rates: list[float], batch_size: int) -> Tensor:
+def drop_path_keep(samples: Draws, rates: list[float]) -> Tensor:
     """
     Branches that stochastic depth keeps in one step.
 
     Args:
-        draws ([`Draws`]): Per-batch draws, one row.
+        samples ([`Draws`]): Per-sample draws, `batch_size` rows: an image drops the same branches in any batch.
         rates (`list[float]`): Drop probability of each layer, growing linearly from 0.
-        batch_size (`int`): Number of images.
 
     Returns:
         `torch.Tensor` of shape `(len(rates), 2, batch_size)`, bool: attention branch (0) and MLP branch (1).
     """
-    uniform = draws.uniform("drop_path", len(rates), 2, batch_size)[0]
+    uniform = samples.uniform("drop_path", len(rates), 2).permute(1, 2, 0)
     threshold = torch.linspace(0, rates[-1], len(rates), device=uniform.device)
     return uniform >= threshold[:, None, None]

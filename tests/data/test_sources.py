@@ -112,7 +112,7 @@ def test_a_set_too_large_for_memory_is_decoded_when_read(monkeypatch):
 
 
 def test_a_differing_size_found_late_is_logged(monkeypatch, caplog):
-    monkeypatch.setattr(sources, "NUM_SAMPLED_SIZES", 2)
+    monkeypatch.setattr(sources, "NUM_SAMPLED", 2)
     dataset = make_dataset([picture(8, 8), picture(8, 9), picture(8, 8)])
     assert isinstance(make_source(dataset), PhotoSource)
     assert "row 1 is 9x8 where those looked at first are 8x8" in caplog.text

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from hf_ssl.models import SSLConfig, SSLOutput, SSLPreTrainedModel
+from hf_ssl.models import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
 from hf_ssl.views import Draws
 
 from ..device import DEVICE
@@ -192,18 +192,29 @@ class SSLModelTester:
             losses.append(self.loss(model, batch).item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
-    def test_step_draws(self, model):
+    def test_step_inputs(self, model):
         """A function of the key alone, accepted by `forward`, and without a trace in the global random state."""
         batch = self.batch(model)
         size = len(batch["pixel_values"])
         before = torch.get_rng_state()
-        draws = [model.step_draws(Draws.for_batch(0, step, device=DEVICE), size) for step in (5, 5, 6)]
+        values = {name: schedule(3) for name, schedule in model.schedules(10, 5).items()}
+        index = torch.arange(size, device=DEVICE)
+        inputs = [
+            model.step_inputs(
+                Step(
+                    Draws.for_batch(0, step, device=DEVICE),
+                    Draws.for_samples(0, torch.full_like(index, step), index),
+                    values,
+                )
+            )
+            for step in (5, 5, 6)
+        ]
         assert torch.equal(before, torch.get_rng_state())
-        for name in draws[0]:
-            assert torch.equal(draws[0][name], draws[1][name])
-        if draws[0]:
-            assert any(not torch.equal(draws[0][name], draws[2][name]) for name in draws[0])
-        assert model(**batch | draws[0]).loss.isfinite()
+        tensors = [name for name, value in inputs[0].items() if isinstance(value, torch.Tensor)]
+        assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in tensors)
+        if tensors:
+            assert any(not torch.equal(inputs[0][name], inputs[2][name]) for name in tensors)
+        assert model(**batch | inputs[0]).loss.isfinite()
 
     # ---- the published encoder ----
 

@@ -234,7 +234,7 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
         model,
         args,
         TensorSource(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
-        views=lambda batch: {name: value for name, value in batch.items() if name != "index"},
+        views=lambda batch: {name: value for name, value in batch.items() if name not in ("index", "epoch")},
     )
     trainer.create_optimizer()
     return trainer
@@ -243,9 +243,8 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
 def step(trainer: SSLTrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward, backward, clip, update; the loss and the gradient norm before clipping."""
     trainer.optimizer.zero_grad()
-    loss = trainer.compute_loss(
-        trainer.model, {**batch, "index": torch.arange(len(batch["pixel_values"]), device=DEVICE)}
-    )
+    index = torch.arange(len(batch["pixel_values"]), device=DEVICE)
+    loss = trainer.compute_loss(trainer.model, {**batch, "index": index, "epoch": torch.zeros_like(index)})
     loss.backward()
     norm = trainer._clip_grad_norm(trainer.model)
     trainer.optimizer.step()

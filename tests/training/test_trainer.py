@@ -1,63 +1,23 @@
 """The private methods of Trainer that are overridden, and what the trainer promises."""
 
 import json
+import math
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import ViTConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
-from hf_ssl import RelViTConfig, RelViTForPreTraining
 from hf_ssl.data import TensorSource
-from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
 from hf_ssl.schedules import quarter_cosine
-from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
+from hf_ssl.trainer import NonFiniteLossError
 from hf_ssl.training_args import SSLTrainingArguments
 
-
-IMAGES = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def make_model(**overrides) -> RelViTForPreTraining:
-    torch.manual_seed(0)
-    backbone = ViTConfig(
-        hidden_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=48,
-        image_size=16,
-        patch_size=4,
-        pooler_act="linear",
-    )
-    return RelViTForPreTraining(RelViTConfig(backbone_config=backbone, **{"drop_path_rate": 0.2, **overrides}))
-
-
-def make_trainer(output_dir, model=None, monitor=None, **args) -> SSLTrainer:
-    model = make_model() if model is None else model
-    training_args = SSLTrainingArguments(
-        output_dir=str(output_dir),
-        **{
-            "use_cpu": True,
-            "max_steps": 6,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            **args,
-        },
-    )
-    views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
-    return SSLTrainer(model, training_args, TensorSource(IMAGES), views, monitor)
-
-
-def losses(trainer: SSLTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def states_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+from .common import IMAGES, losses, make_model, make_toy, make_trainer, outcome, states_equal
 
 
 def test_two_runs_are_equal(tmp_path):
@@ -69,22 +29,18 @@ def test_two_runs_are_equal(tmp_path):
     assert states_equal(first.model.state_dict(), second.model.state_dict())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_in_the_middle_of_an_epoch(tmp_path, num_workers):
-    """Step 8 lies in epoch 1 (five steps an epoch): every tensor equals the uninterrupted run's."""
-    settings = {"max_steps": 13, "dataloader_num_workers": num_workers}
-    whole = make_trainer(tmp_path / "whole", **settings)
+@pytest.mark.parametrize("make", [make_model, make_toy])
+@pytest.mark.parametrize(("num_workers", "bf16"), [(0, False), (2, True)])
+def test_resume_in_the_middle_of_an_epoch(tmp_path, make, num_workers, bf16):
+    """Step 8 lies in epoch 1 (five steps an epoch) and between two logs: everything equals the uninterrupted run."""
+    settings = {"max_steps": 13, "logging_steps": 3, "dataloader_num_workers": num_workers, "bf16": bf16}
+    whole = make_trainer(tmp_path / "whole", make(), **settings)
     whole.train()
-    make_trainer(tmp_path / "cut", **settings, save_strategy="steps", save_steps=8).train()
+    make_trainer(tmp_path / "cut", make(), **settings, save_strategy="steps", save_steps=8).train()
     torch.manual_seed(99)
-    resumed = make_trainer(tmp_path / "cut", **settings)
+    resumed = make_trainer(tmp_path / "cut", make(), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
-    assert losses(resumed)[8:] == losses(whole)[8:]
-    assert states_equal(resumed.model.state_dict(), whole.model.state_dict())
-    for first, second in zip(
-        resumed.optimizer.state_dict()["state"].values(), whole.optimizer.state_dict()["state"].values(), strict=True
-    ):
-        assert states_equal(first, second)
+    assert outcome(resumed) == outcome(whole)
 
 
 def test_checkpoint_restores_every_tensor(tmp_path):
@@ -186,11 +142,12 @@ def test_non_finite_loss_stops_the_run(tmp_path):
         return output
 
     model.forward = broken
-    with pytest.raises(NonFiniteLossError, match="since step 3; the samples of that batch are") as error:
+    with pytest.raises(NonFiniteLossError, match=r"since step 3.*non_finite_loss\.json"):
         trainer.train()
-    samples = json.loads(str(error.value).partition("batch are ")[2].partition("].")[0] + "]")
-    order = [index for _, index in trainer._get_train_sampler()]
-    assert sorted(samples) == sorted(order[16:24])
+    report = json.loads((tmp_path / "non_finite_loss.json").read_text())
+    order = [index for _, index in trainer._sampler]
+    assert report["step"] == 3 and sorted(report["samples"]) == sorted(order[16:24])
+    assert report["terms"][0]["loss"] == "nan" and float(report["terms"][0]["loss_relations"]) > 0
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
@@ -220,6 +177,178 @@ def test_schedule(tmp_path):
     # The share of the steps is rounded down, and the first step has rate 0.
     assert rates[:2] == [0.0, pytest.approx(1e-3 / 3)]
     assert rates == pytest.approx([expected(step) for step in range(37)])
+
+
+def test_weight_decay_schedule(tmp_path):
+    """Half a cosine wave over the groups that decay, logged, and the same after a resume."""
+    settings = {
+        "max_steps": 13,
+        "weight_decay": 0.04,
+        "final_weight_decay": 0.4,
+        "schedule": "warmup_cosine",
+        "warmup_steps": 0.2,
+        "save_strategy": "steps",
+        "save_steps": 7,
+    }
+    whole = make_trainer(tmp_path / "whole", make_toy(), **settings)
+    whole.train()
+    expected = [0.4 + (0.04 - 0.4) / 2 * (1 + math.cos(math.pi * step / 13)) for step in range(13)]
+    logs = [entry for entry in whole.state.log_history if "loss" in entry]
+    assert [entry["weight_decay"] for entry in logs] == pytest.approx(expected, rel=1e-12)
+    assert logs[0]["weight_decay"] == 0.04 and logs[0]["learning_rate"] == 0.0
+    assert {group["weight_decay"] for group in whole.optimizer.param_groups} == {expected[-1], 0.0}
+    shutil.copytree(tmp_path / "whole" / "checkpoint-7", tmp_path / "cut" / "checkpoint-7")
+    resumed = make_trainer(tmp_path / "cut", make_toy(), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_layer_decay(tmp_path):
+    """Each group follows the schedule from a rate of its own."""
+    trainer = make_trainer(tmp_path, max_steps=4, layer_decay=0.5, schedule="quarter_cosine", warmup_steps=2)
+    trainer.train()
+    peaks = sorted({group["initial_lr"] for group in trainer.optimizer.param_groups})
+    assert peaks == pytest.approx([1e-3 * 0.5**depth for depth in (3, 2, 1, 0)])
+    factor = quarter_cosine(1.0, 0.0, 4, 2)(3)
+    for group in trainer.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(group["initial_lr"] * factor)
+    assert trainer.state.log_history[2]["learning_rate"] == pytest.approx(1e-3 * quarter_cosine(1.0, 0.0, 4, 2)(2))
+
+
+def test_clipping_per_parameter(tmp_path):
+    """Each gradient is bounded, and queries, keys and values together; the logged norm is that of all, unclipped."""
+    model = make_model()
+    trainer = make_trainer(tmp_path, model, max_steps=2, max_grad_norm=0.01, gradient_clipping="per_parameter")
+    norms = {}
+
+    class Norms(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            norms.update({n: p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None})
+
+    trainer.add_callback(Norms())
+    trainer.train()
+    assert max(norms.values()) == pytest.approx(0.01, rel=1e-3)
+    layer = "student.layers.0.attention."
+    joint = sum(norms[f"{layer}{name}_proj.weight"] ** 2 for name in "qkv") ** 0.5
+    assert joint == pytest.approx(0.01, rel=1e-3)
+    assert trainer.state.log_history[0]["grad_norm"] > 0.1
+
+
+def test_optimizers_that_choose_their_parameters_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    # What Trainer returns for GaLore.
+    trainer.get_optimizer_cls_and_kwargs = lambda args, model: (torch.optim.AdamW, {"params": []})
+    with pytest.raises(ValueError, match="chooses its parameters itself"):
+        trainer.create_optimizer()
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make the host wait for a device."""
+
+    waiting = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.is_nonzero.default,
+        torch.ops.aten.equal.default,
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in self.waiting:
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [make_model, make_toy])
+@pytest.mark.parametrize("args", [{}, {"gradient_clipping": "per_parameter", "max_grad_norm": 3.0}])
+def test_no_step_waits_for_the_device(tmp_path, make, args):
+    """From the first step to the first log nothing is read back."""
+    trainer = make_trainer(tmp_path, make(), max_steps=5, logging_steps=4, optim="adamw_torch_fused", **args)
+    reads = Reads()
+    counts = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            counts.append(len(reads.found))
+
+        on_step_begin = on_step_end
+
+    trainer.add_callback(Count())
+    with reads:
+        trainer.train()
+    assert len(counts) == 10 and counts[0] == counts[7]  # until the end of step 4; then it logs
+    assert counts[-1] > counts[0]
+
+
+@pytest.mark.parametrize("make", [make_model, make_toy])
+def test_activation_checkpointing(tmp_path, make):
+    """Layers are run twice and remember less; losses, gradients and weights are the same bits."""
+    plain, checkpointed = (
+        make_trainer(tmp_path / str(on), make(), activation_checkpointing=on) for on in (False, True)
+    )
+    calls = []
+    name = "layers" if make is make_model else "encoder.layers"
+    layer = checkpointed.model.student.get_submodule(name)[1]
+    layer.layernorm_before.register_forward_hook(lambda *_: calls.append(None))
+    for trainer in (plain, checkpointed):
+        torch.manual_seed(1)  # dropout
+        trainer.train()
+    assert outcome(checkpointed) == outcome(plain)
+    assert len(calls) == 2 * 6
+
+
+def test_torch_compile(tmp_path):
+    """The whole step through dynamo, with losses as without; weights are saved under their own names."""
+    plain = make_trainer(tmp_path / "plain", max_steps=3)
+    plain.train()
+    torch._dynamo.reset()
+    compiled = make_trainer(
+        tmp_path / "compiled",
+        max_steps=3,
+        torch_compile=True,
+        torch_compile_backend="eager",
+        save_strategy="steps",
+        save_steps=2,
+    )
+    compiled.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-6)
+    saved = load_file(tmp_path / "compiled" / "checkpoint-3" / "model.safetensors")
+    assert saved.keys() == plain.model.state_dict().keys()
+    resumed = make_trainer(tmp_path / "compiled", max_steps=3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "compiled" / "checkpoint-2"))
+    assert losses(resumed) == pytest.approx(losses(plain), rel=1e-6)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_trunk_has_no_graph_break(positions):
+    """`fullgraph` makes a break an error; stochastic depth, training mode and gradients included."""
+    torch._dynamo.reset()
+    trunk = make_model().student.train()
+    trunk.use_position_embeddings = positions
+    pixel_values, keep = torch.randn(4, 3, 16, 16), torch.rand(2, 2, 4) > 0.2
+    compiled = torch.compile(trunk, fullgraph=True, backend="aot_eager")
+    tokens = compiled(pixel_values, drop_path_keep=keep)
+    torch.testing.assert_close(tokens, trunk(pixel_values, drop_path_keep=keep), rtol=1e-5, atol=1e-5)
+    tokens.sum().backward()
+    assert trunk.layers[0].attention.q_proj.weight.grad is not None
+
+
+def test_waiting_for_data_is_measured(tmp_path):
+    class Slow(TensorSource):
+        def __getitems__(self, keys):
+            time.sleep(0.05)
+            return super().__getitems__(keys)
+
+    trainer = make_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    quick = trainer.data_seconds
+    slow = make_trainer(tmp_path, max_steps=4)
+    slow.train_dataset = Slow(IMAGES)
+    slow.train()
+    assert slow.data_seconds > 0.2 > quick > 0
 
 
 def test_gradient_clipping(tmp_path):

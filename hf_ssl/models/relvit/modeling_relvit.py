@@ -14,8 +14,7 @@ from transformers import initialization as init
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from ...backbones import ViTTrunk, publish_vit
-from ...views import Draws
-from ..base import SSLOutput, SSLPreTrainedModel, drop_path_keep, init_torch_default
+from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_torch_default
 from .configuration_relvit import RelViTConfig
 
 
@@ -185,10 +184,10 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         """Freeze the position table where positions are off: it gets no gradient, and DDP would wait for one."""
         self.student.embeddings.position_embeddings.requires_grad_(self.config.use_position_embeddings)
 
-    def step_draws(self, draws: Draws, batch_size: int) -> dict[str, Tensor]:
+    def step_inputs(self, step: Step) -> dict[str, Tensor]:
         if not self.config.drop_path_rate:
             return {}
-        return {"drop_path_keep": drop_path_keep(draws, self.student.drop_path_rates, batch_size)}
+        return {"drop_path_keep": drop_path_keep(step.samples, self.student.drop_path_rates)}
 
     def forward(
         self,
@@ -206,7 +205,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
             labels (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
                 Classes, for the classification task.
             drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
-                Branches that stochastic depth keeps, see [`~RelViTForPreTraining.step_draws`].
+                Branches that stochastic depth keeps, see [`~RelViTForPreTraining.step_inputs`].
 
         Returns:
             [`SSLOutput`]: the unweighted sum of the tasks' losses, each loss and accuracy by name.

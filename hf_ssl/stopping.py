@@ -1,0 +1,152 @@
+"""Stopping a run from outside: Ctrl-C, SIGTERM, or a launcher that is gone. The step is finished, a checkpoint is written,
+and the run ends with a message."""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+SECONDS_OF_ONE_SIGNAL = 2.0  # a launcher hands on the Ctrl-C that the terminal has already sent to all processes
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """
+    Training was stopped by a signal, after a checkpoint was written.
+
+    Args:
+        signal_number (`int`): The signal.
+        step (`int`): Optimizer steps done.
+        checkpoint (`str`): The checkpoint that was written.
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: str):
+        super().__init__(
+            f"Stopped by {signal.Signals(signal_number).name} after step {step}. {checkpoint} is written; the same command "
+            "with --resume_from_checkpoint true goes on from there."
+        )
+        self.exit_code = 128 + signal_number
+
+
+class StopCallback(TrainerCallback):
+    """
+    Turns Ctrl-C and SIGTERM into a checkpoint at the end of the step, and the end of training. Several processes agree on
+    the step through a group of their own, on the CPU, one step later: no process waits for another, or for its device.
+    """
+
+    def __init__(self) -> None:
+        self.agreed_signal = 0  # 0 as long as training goes on
+        self._received = 0
+        self._received_at = 0.0
+        self._previous: dict[int, Any] = {}
+        self._launcher: int | None = None
+        self._group: Any = None
+        self._question: tuple[torch.Tensor, dist.Work] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.agreed_signal = self._received = 0
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        self._launcher = _find_launcher()
+        if args.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+    def _receive(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if not self._received:
+            self._received, self._received_at = number, now
+            # Not print: a signal may arrive in the middle of one.
+            os.write(2, b"\nStopping: this step is finished and a checkpoint written. Ctrl-C again stops at once.\n")
+        elif number == signal.SIGINT and now - self._received_at > SECONDS_OF_ONE_SIGNAL:
+            raise KeyboardInterrupt("Stopped at once; no checkpoint was written.")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # `accelerate launch` does not hand SIGTERM on: its process would go on training alone.
+        if self._launcher is not None and os.getppid() != self._launcher and not self._received:
+            self._received = signal.SIGTERM
+        self.agreed_signal = self._received if self._group is None else self._agree()
+        if self.agreed_signal:
+            control.should_training_stop = control.should_save = True
+
+    def _agree(self) -> int:
+        """The signal that some process had received when the last step ended, the same on all."""
+        if self._question is not None:
+            asked, work = self._question
+            work.wait()
+            self._question = None
+            if asked.item():
+                return int(asked.item())
+        flag = torch.tensor([self._received])
+        self._question = flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return 0
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer comes here from the middle of an epoch too, when it stops: that epoch is not at its end.
+        if self.agreed_signal and not at_epoch_end(state):
+            control.should_log = control.should_evaluate = control.should_save = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to whoever handled them before."""
+        if self._question is not None and dist.is_initialized():
+            self._question[1].wait()
+        self._question = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class SaveAfterEpochCallback(TrainerCallback):
+    """
+    Moves a checkpoint of an epoch's last step behind the logs and evaluations of the epoch's end, which a run that is
+    resumed from it would miss.
+    """
+
+    def __init__(self) -> None:
+        self._postponed = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._postponed = control.should_save and at_epoch_end(state)
+        if self._postponed:
+            control.should_save = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save |= self._postponed
+        self._postponed = False
+
+
+def at_epoch_end(state: TrainerState) -> bool:
+    """Whether the last step was an epoch's last."""
+    return state.epoch is not None and state.epoch == int(state.epoch)
+
+
+def _find_launcher() -> int | None:
+    """The pid of the parent process if it is a launcher, and not, say, a shell that may end before the run."""
+    try:
+        parent = psutil.Process().parent()
+        command = " ".join(parent.cmdline()) if parent is not None else ""
+    except psutil.Error:
+        return None
+    return parent.pid if parent is not None and any(name in command for name in LAUNCHERS) else None

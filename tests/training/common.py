@@ -1,0 +1,102 @@
+"""Tiny runs: the models and the trainer that the training and fault tests share."""
+
+import hashlib
+from typing import Any
+
+import torch
+from transformers import ViTConfig
+
+from hf_ssl import RelViTConfig, RelViTForPreTraining
+from hf_ssl.data import TensorSource
+from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
+from hf_ssl.trainer import SSLTrainer
+from hf_ssl.training_args import SSLTrainingArguments
+
+from .toy import ToyConfig, ToyForPreTraining, ToyViews
+
+
+IMAGES = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def make_backbone(**overrides: Any) -> ViTConfig:
+    return ViTConfig(
+        **{
+            "hidden_size": 36,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 4,
+            "pooler_act": "linear",
+            **overrides,
+        }
+    )
+
+
+def make_model(**overrides: Any) -> RelViTForPreTraining:
+    """RelViT on our trunk, with stochastic depth."""
+    torch.manual_seed(0)
+    return RelViTForPreTraining(RelViTConfig(backbone_config=make_backbone(), **{"drop_path_rate": 0.2, **overrides}))
+
+
+def make_toy(dropout: float = 0.1, **overrides: Any) -> ToyForPreTraining:
+    """A student and a teacher on the stock ViT, with dropout."""
+    torch.manual_seed(0)
+    return ToyForPreTraining(ToyConfig(backbone_config=make_backbone(hidden_dropout_prob=dropout), **overrides))
+
+
+def make_trainer(
+    output_dir: Any, model: Any = None, monitor: Any = None, images: torch.Tensor = IMAGES, **args: Any
+) -> SSLTrainer:
+    model = make_model() if model is None else model
+    training_args = SSLTrainingArguments(
+        output_dir=str(output_dir),
+        **{
+            "use_cpu": True,
+            "max_steps": 6,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **args,
+        },
+    )
+    if isinstance(model, ToyForPreTraining):
+        views: Any = ToyViews(training_args.seed)
+    else:
+        views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
+    return SSLTrainer(model, training_args, TensorSource(images), views, monitor)
+
+
+def losses(trainer: SSLTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def states_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def outcome(trainer: SSLTrainer) -> dict[str, Any]:
+    """What a run came to, in a form that can be compared bit for bit and sent between processes."""
+    logs = [
+        {name: value for name, value in entry.items() if "runtime" not in name and "per_second" not in name}
+        for entry in trainer.state.log_history
+    ]
+    optimizer = trainer.optimizer.state_dict()
+    tensors = {f"{i}.{name}": value for i, state in optimizer["state"].items() for name, value in state.items()}
+    groups = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer["param_groups"]
+    ]
+    return {
+        "weights": {name: _digest(tensor) for name, tensor in trainer.model.state_dict().items()},
+        "optimizer": {name: _digest(tensor) for name, tensor in tensors.items()},
+        "groups": repr(groups),
+        "scheduler": repr(sorted(trainer.lr_scheduler.state_dict().items(), key=str)),
+        "logs": logs,
+        "random": _digest(torch.get_rng_state()),
+    }
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
