@@ -1,0 +1,131 @@
+"""Killed, stopped and resumed: the resumed run ends with the same bits as the one that nothing happened to."""
+
+import signal
+
+import pytest
+
+from .runs import (
+    after_optimizer,
+    flushing,
+    in_monitor,
+    interrupt,
+    kill,
+    last_of_epoch,
+    rotating,
+    start,
+    step_begin,
+    step_end,
+    terminate,
+    terminate_group,
+    writing_tensors,
+)
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "left"),
+    [
+        ("stock", step_begin, ["checkpoint-8"]),
+        ("trunk", after_optimizer, ["checkpoint-4"]),
+        ("stock", after_optimizer, ["checkpoint-4"]),
+        ("trunk bf16", in_monitor, ["checkpoint-4"]),
+        ("stock fp32", writing_tensors, ["checkpoint-4"]),
+        ("trunk", flushing, ["checkpoint-4"]),
+        ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
+    ],
+)
+def test_kill(tmp_path, whole, setting, place, left):
+    """kill -9: whatever it hits, a whole checkpoint is left, although only one is kept."""
+    running = start(str(tmp_path), setting, False, place, kill)
+    with pytest.raises(ChildProcessError, match="exit code -9"):
+        running.result()
+    assert checkpoints(tmp_path) == left
+    assert start(str(tmp_path), setting, True).result() == whole(setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "action", "step"),
+    [
+        ("trunk", step_begin, interrupt, 9),
+        ("stock", after_optimizer, terminate, 8),
+        ("trunk bf16", in_monitor, terminate, 8),
+        ("stock fp32", step_end, interrupt, 8),
+        ("trunk", flushing, interrupt, 9),
+        ("stock", last_of_epoch, terminate, 10),
+        ("stock", step_begin, terminate_group, 9),
+    ],
+)
+def test_stop_signals(tmp_path, whole, setting, place, action, step):
+    """Ctrl-C and SIGTERM: the step is finished, a checkpoint is written, and the message says how to go on."""
+    running = start(str(tmp_path), setting, False, place, action)
+    name = "SIGINT" if action is interrupt else "SIGTERM"
+    with pytest.raises(ChildProcessError, match=f"Stopped by {name} after step {step}.*resume_from_checkpoint true"):
+        running.result()
+    assert checkpoints(tmp_path) == [f"checkpoint-{step}"]
+    assert start(str(tmp_path), setting, True).result() == whole(setting)
+
+
+def test_interrupted_twice(tmp_path, whole):
+    """A stopped run that is resumed can be stopped again."""
+    for place, resume in ((step_end, False), (last_of_epoch, True)):
+        with pytest.raises(ChildProcessError, match="Stopped by SIGTERM"):
+            start(str(tmp_path), "stock", resume, place, terminate).result()
+    assert checkpoints(tmp_path) == ["checkpoint-10"]
+    assert start(str(tmp_path), "stock", True).result() == whole("stock")
+
+
+@pytest.mark.parametrize("strategies", [("epoch", "epoch", "epoch"), ("epoch", "epoch", "steps")])
+def test_epoch_strategies(tmp_path, strategies):
+    """A checkpoint at an epoch's end holds what was logged and measured there; a stop in mid-epoch measures nothing."""
+    logging, evaluation, saving = strategies
+    changes = {
+        "logging_strategy": logging,
+        "eval_strategy": evaluation,
+        "save_strategy": saving,
+        "save_steps": 5,
+        "save_total_limit": None,
+    }
+    expected = start(str(tmp_path / "whole"), "trunk", **changes).result()
+    for place, action, folder in ((step_end, terminate, "stopped"), (step_begin, kill, "killed")):
+        with pytest.raises(ChildProcessError):
+            start(str(tmp_path / folder), "trunk", False, place, action, **changes).result()
+        assert start(str(tmp_path / folder), "trunk", True, **changes).result() == expected
+
+
+def wait_and_interrupt_again():
+    import time
+
+    interrupt()
+    time.sleep(2.1)
+    interrupt()
+
+
+def kill_data_worker():
+    import psutil
+
+    psutil.Process().children()[0].kill()
+
+
+def test_data_worker_is_killed(tmp_path, whole):
+    """What the out-of-memory killer likes to do: the run says so, and the last checkpoint leads to the same end."""
+    with pytest.raises(ChildProcessError, match="DataLoader worker .* is killed by signal: Killed"):
+        start(str(tmp_path), "stock", False, step_begin, kill_data_worker).result()
+    assert checkpoints(tmp_path) == ["checkpoint-8"]
+    assert start(str(tmp_path), "stock", True).result() == whole("stock")
+
+
+def test_second_ctrl_c_stops_at_once(tmp_path):
+    with pytest.raises(ChildProcessError, match="Stopped at once; no checkpoint was written"):
+        start(str(tmp_path), "trunk", False, step_begin, wait_and_interrupt_again).result()
+    assert checkpoints(tmp_path) == ["checkpoint-8"]  # the one that was there
+
+
+def test_signals_are_given_back(tmp_path):
+    from ..training.common import make_trainer
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    make_trainer(tmp_path, max_steps=1).train()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
