@@ -25,6 +25,8 @@ format: $(STAMP)
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patch_augmentation.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ema_and_clipping.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]
             damaged.append((checkpoint, error))
             continue
         for bad, problem in damaged:
-            logger.warning(f"{problem} It is set aside as {_set_aside(bad).name}; {checkpoint.name} is used instead.")
+            logger.warning(
+                f"{problem} It is set aside as {_set_aside(bad, 'damaged').name}; {checkpoint.name} is used instead."
+            )
         return checkpoint, run
     if damaged:
         problems = " ".join(str(problem) for _, problem in damaged)
@@ -138,6 +141,31 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]
         f"There is no checkpoint in {output_dir} to resume from. Check --output_dir, or start without "
         "--resume_from_checkpoint."
     )
+
+
+def set_later_checkpoints_aside(output_dir: str | Path, checkpoint: Path) -> None:
+    """
+    Prepare a run's folder for going on from one of its earlier checkpoints: later ones, which are not of what follows,
+    are renamed to `abandoned-checkpoint-<step>`, with a warning.
+
+    Args:
+        output_dir (`str` or `Path`): The run's folder.
+        checkpoint (`Path`): The checkpoint that the run goes on from.
+
+    Raises:
+        [`CheckpointError`]: the folder holds checkpoints, and this is none of them.
+    """
+    there = list_checkpoints(output_dir)
+    places = [i for i, path in enumerate(there) if path.resolve() == checkpoint.resolve()]
+    if there and not places:
+        raise CheckpointError(
+            f"{output_dir} holds checkpoints of another run ({there[0].name}) than {checkpoint}; choose another "
+            "--output_dir."
+        )
+    for later in there[: places[0]] if places else []:
+        logger.warning(
+            f"{later.name} comes after {checkpoint.name}; it is set aside as {_set_aside(later, 'abandoned').name}."
+        )
 
 
 def _finish_renaming(output_dir: Path) -> None:
@@ -152,12 +180,9 @@ def _finish_renaming(output_dir: Path) -> None:
             folder.rename(target)
 
 
-def _set_aside(checkpoint: Path) -> Path:
-    target = checkpoint.with_name(f"damaged-{checkpoint.name}")
-    number = 2
-    while target.exists():
-        target, number = checkpoint.with_name(f"damaged-{checkpoint.name}-{number}"), number + 1
-    return checkpoint.rename(target)
+def _set_aside(checkpoint: Path, reason: str) -> Path:
+    names = (f"{reason}-{checkpoint.name}{suffix}" for suffix in chain([""], (f"-{i}" for i in count(2))))
+    return checkpoint.rename(next(path for name in names if not (path := checkpoint.with_name(name)).exists()))
 
 
 def _hash(path: Path) -> str:

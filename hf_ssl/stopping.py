@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -66,7 +67,10 @@ class StopCallback(TrainerCallback):
         if not self._received:
             self._received, self._received_at = number, now
             # Not print: a signal may arrive in the middle of one.
-            os.write(2, b"\nStopping: this step is finished and a checkpoint written. Ctrl-C again stops at once.\n")
+            with suppress(OSError):  # nobody may be listening anymore
+                os.write(
+                    2, b"\nStopping: this step is finished and a checkpoint written. Ctrl-C again stops at once.\n"
+                )
         elif number == signal.SIGINT and now - self._received_at > SECONDS_OF_ONE_SIGNAL:
             raise KeyboardInterrupt("Stopped at once; no checkpoint was written.")
 

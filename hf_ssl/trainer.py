@@ -37,6 +37,7 @@ from .checkpoints import (
     list_checkpoints,
     publish_checkpoint,
     read_manifest,
+    set_later_checkpoints_aside,
 )
 from .clipping import clip_per_parameter_
 from .data import EpochSampler, collate, start_worker
@@ -200,6 +201,13 @@ class SSLTrainer(Trainer):
             path, run = last_whole_checkpoint(self.output_dir)
         else:
             path, run = Path(resume), read_manifest(resume)
+        self._check_run(path, run)
+        if resume is not True:
+            set_later_checkpoints_aside(self.output_dir, path)
+        return str(path)
+
+    def _check_run(self, path: Path, run: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a run on other images, and say what else is different."""
         expected = self._run()
         if run["dataset"] != expected["dataset"]:
             raise CheckpointError(
@@ -215,7 +223,6 @@ class SSLTrainer(Trainer):
                     f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
                     "not as it would have."
                 )
-        return str(path)
 
     def _run(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of the run."""
@@ -231,6 +238,14 @@ class SSLTrainer(Trainer):
             "save_only_model": self.args.save_only_model,
         }
 
+    def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
+        if self.state.global_step < self.state.max_steps:
+            return super()._run_epoch(**kwargs)
+        # Resumed after its last step, in the middle of an epoch: Trainer would do one step more.
+        self._load_rng_state(kwargs["resume_from_checkpoint"])
+        self.control.should_training_stop = True
+        return None
+
     def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
         if not self._stop.agreed_signal or self.state.global_step >= self.state.max_steps:
             return super()._finalize_training(trial, num_train_samples, start_time)
@@ -238,6 +253,8 @@ class SSLTrainer(Trainer):
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
         path = checkpoint_path(self.output_dir, self.state.global_step)
+        if not path.exists():  # an evaluation in the same step decided that it is not the best
+            self._save_checkpoint(self.model, trial)
         raise TrainingInterrupted(self._stop.agreed_signal, self.state.global_step, str(path))
 
     def close(self) -> None:
@@ -287,6 +304,8 @@ class SSLTrainer(Trainer):
             # Buffers are the same on all processes (see SSLPreTrainedModel): no need to send them around in every step.
             self.model_wrapped.broadcast_buffers = False
         self._steps_per_epoch = steps_per_epoch
+        self._loss_log = LossLog(self._train_batch_size, self.args.device)
+        self._draws_at, self.num_skipped_steps, self.data_seconds = (-1, -1), 0, 0.0
         num_steps = self.state.max_steps
         self._schedules = self.model.schedules(num_steps, steps_per_epoch)
         if self.args.final_weight_decay is not None:
@@ -471,6 +490,7 @@ class SSLTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 publish_checkpoint(folder, target, self._run())
+                folder.parent.rmdir()
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = list_checkpoints(self.output_dir)
@@ -540,6 +560,8 @@ class SSLTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load every tensor, or fail; Trainer's own method would leave renamed tensors at their initial values."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they have files of their own, under the model's names
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
         if not path.is_file():
             raise FileNotFoundError(f"There is no {SAFE_WEIGHTS_NAME} in {resume_from_checkpoint} to resume from.")
@@ -583,5 +605,5 @@ class SSLTrainer(Trainer):
             commit_message=commit_message,
             token=self.args.hub_token,
             revision=self.args.hub_revision,
-            ignore_patterns=["checkpoint-*", "runs/*", "_*"],
+            ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json"],
         )

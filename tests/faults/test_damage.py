@@ -158,6 +158,28 @@ def test_new_run_in_the_folder_of_an_old_one(cut):
         make_trainer(cut, **SETTINGS).train()
 
 
+def test_going_back(finished, tmp_path):
+    """From an early checkpoint on: what came after it is kept, but not taken for what follows."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    make_trainer(folder, **SETTINGS).train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert {p.name for p in folder.glob("*checkpoint-*")} == {
+        *(f"checkpoint-{step}" for step in (2, 4, 6, 7)),
+        *(f"abandoned-checkpoint-{step}" for step in (6, 7)),
+    }
+    with pytest.raises(CheckpointError, match="holds checkpoints of another run"):
+        make_trainer(folder, **SETTINGS).train(resume_from_checkpoint=str(finished[0] / "checkpoint-4"))
+
+
+def test_finished_run_is_resumed(finished, tmp_path):
+    """It is over: no step is done again, in the middle of an epoch either (Trainer itself would do one more)."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    trainer = make_trainer(folder, **SETTINGS)
+    trainer.train(resume_from_checkpoint=True)
+    assert outcome(trainer) == finished[1]
+
+
 def test_other_images(cut):
     images = IMAGES.clone()
     images[17, 0, 0, 0] ^= 1
