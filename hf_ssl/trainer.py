@@ -120,6 +120,7 @@ class SSLTrainer(Trainer):
         self._values: dict[str, float] = {}
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
         self._is_writing_aside = False
+        self._last_saved_step = -1
         self._fingerprint: str | None = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImagesPerSecondCallback())
@@ -252,9 +253,9 @@ class SSLTrainer(Trainer):
         # Trainer would now load the best model and delete checkpoints, as after a whole run.
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
-        path = checkpoint_path(self.output_dir, self.state.global_step)
-        if not path.exists():  # an evaluation in the same step decided that it is not the best
+        if self._last_saved_step != self.state.global_step:  # an evaluation in that step found it not to be the best
             self._save_checkpoint(self.model, trial)
+        path = checkpoint_path(self.output_dir, self.state.global_step)
         raise TrainingInterrupted(self._stop.agreed_signal, self.state.global_step, str(path))
 
     def close(self) -> None:
@@ -502,6 +503,7 @@ class SSLTrainer(Trainer):
             ) from error
         finally:
             self._is_writing_aside = False
+        self._last_saved_step = self.state.global_step
         if self.args.should_save:
             rotate_checkpoints(
                 str(self.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=False

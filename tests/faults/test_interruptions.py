@@ -103,6 +103,16 @@ def wait_and_interrupt_again():
     interrupt()
 
 
+def test_stopped_where_only_the_best_is_saved(tmp_path):
+    """The checkpoint of a stopped run is written, best or not."""
+    changes = {"save_strategy": "best", "metric_for_best_model": "knn_top1", "eval_steps": 4, "save_total_limit": None}
+    expected = start(str(tmp_path / "whole"), "trunk", **changes).result()
+    with pytest.raises(ChildProcessError, match="checkpoint-8 is written"):
+        start(str(tmp_path / "cut"), "trunk", False, after_optimizer, terminate, **changes).result()
+    assert "checkpoint-8" in checkpoints(tmp_path / "cut")
+    assert start(str(tmp_path / "cut"), "trunk", True, **changes).result() == expected
+
+
 def kill_data_worker():
     import psutil
 
