@@ -63,7 +63,12 @@ def publish_checkpoint(folder: Path, target: Path, run: dict[str, Any]) -> None:
     if target.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
     _flush(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -85,6 +90,13 @@ def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
     folder = Path(checkpoint)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder.")
+    try:
+        return _checked(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}.") from error
+
+
+def _checked(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / MANIFEST_NAME).read_bytes())
         run, files = dict(content["run"]), dict(content["files"])
@@ -118,7 +130,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]
     Raises:
         [`CheckpointError`]: there is none.
     """
-    _finish_renaming(Path(output_dir))
+    finish_renaming(output_dir)
     damaged = []
     for checkpoint in list_checkpoints(output_dir):
         try:
@@ -168,10 +180,15 @@ def set_later_checkpoints_aside(output_dir: str | Path, checkpoint: Path) -> Non
         )
 
 
-def _finish_renaming(output_dir: Path) -> None:
-    """Put a checkpoint in its place that was whole when the run was killed, between its two renames."""
-    for folder in (output_dir / UNFINISHED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        target = output_dir / folder.name
+def finish_renaming(output_dir: str | Path) -> None:
+    """
+    Put a checkpoint in its place that was whole when the run was killed, and only not yet renamed.
+
+    Args:
+        output_dir (`str` or `Path`): The run's folder.
+    """
+    for folder in (Path(output_dir) / UNFINISHED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        target = Path(output_dir) / folder.name
         if (folder / MANIFEST_NAME).is_file() and not target.exists():
             try:
                 read_manifest(folder)

@@ -17,7 +17,8 @@ class NonFiniteLoss:
     Args:
         step (`int`): The optimizer step, from 1.
         terms (`list[dict[str, float]]`): The loss and its terms in that micro-batch, for each process that met it.
-        samples (`list[int]`): Indices of the images of these micro-batches.
+        samples (`list[int]`):
+            Indices of the images of the micro-batch; of all micro-batches of the step if only the gradient is not finite.
     """
 
     step: int
@@ -30,16 +31,18 @@ class LossLog:
     Sums of the loss and its terms over micro-batches, and the first non-finite one.
 
     Args:
+        num_micro_batches (`int`): Micro-batches of an optimizer step, at most.
         batch_size (`int`): Images of a micro-batch, at most.
         device (`torch.device`): Where losses are computed.
     """
 
-    def __init__(self, batch_size: int, device: torch.device):
+    def __init__(self, num_micro_batches: int, batch_size: int, device: torch.device):
         self.names: list[str] = []
         self._sums = torch.zeros(0, device=device)
         self._last = self._sums  # the terms of the last micro-batch
         self._count = torch.zeros((), device=device)
-        self._indices = torch.full((batch_size,), -1, dtype=torch.int64, device=device)
+        # The images of the step, by micro-batch; -1 where there is none.
+        self._indices = torch.full((num_micro_batches, batch_size), -1, dtype=torch.int64, device=device)
         self.clear_non_finite()
 
     def clear_non_finite(self) -> None:
@@ -48,7 +51,7 @@ class LossLog:
         self._bad_indices = torch.full_like(self._indices, -1)
         self._bad_terms = torch.zeros_like(self._last)
 
-    def add(self, outputs: Any, index: Tensor, step: int) -> Tensor:
+    def add(self, outputs: Any, index: Tensor, step: int, micro_batch: int = 0) -> Tensor:
         """
         Take note of a micro-batch.
 
@@ -56,6 +59,7 @@ class LossLog:
             outputs ([`SSLOutput`]): What the model returned.
             index (`torch.Tensor` of shape `(batch_size,)`, int64): Indices of the images.
             step (`int`): The optimizer step that it belongs to, from 1.
+            micro_batch (`int`, *optional*, defaults to 0): Its number in the step.
 
         Returns:
             `torch.Tensor` of shape `()`, bool: whether the loss is finite.
@@ -66,12 +70,15 @@ class LossLog:
             self.names = list(terms)
             self._sums, self._bad_terms = (torch.zeros(len(terms), device=index.device) for _ in range(2))
         self._last = torch.stack([value.detach().float() for value in terms.values()])
-        self._indices[: len(index)] = index
-        self._indices[len(index) :] = -1
+        if micro_batch == 0:
+            self._indices.fill_(-1)
+        self._indices[micro_batch, : len(index)] = index
         finite = self._last[0].isfinite()
         self._sums += torch.where(finite, self._last, 0.0)
         self._count += finite
-        self._check(finite, step)
+        own = torch.full_like(self._indices, -1)
+        own[micro_batch] = self._indices[micro_batch]
+        self._check(finite, step, own)
         return finite
 
     def check_gradient(self, norm: Tensor, step: int) -> None:
@@ -82,12 +89,12 @@ class LossLog:
             norm (`torch.Tensor` of shape `()`): Its norm.
             step (`int`): The optimizer step, from 1.
         """
-        self._check(norm.isfinite(), step)
+        self._check(norm.isfinite(), step, self._indices)
 
-    def _check(self, finite: Tensor, step: int) -> None:
+    def _check(self, finite: Tensor, step: int, indices: Tensor) -> None:
         is_first = ~finite & (self._bad_step < 0)
         self._bad_step.masked_fill_(is_first, step)
-        torch.where(is_first, self._indices, self._bad_indices, out=self._bad_indices)
+        torch.where(is_first, indices, self._bad_indices, out=self._bad_indices)
         torch.where(is_first, self._last, self._bad_terms, out=self._bad_terms)
 
     def non_finite(self, accelerator: Accelerator) -> NonFiniteLoss | None:

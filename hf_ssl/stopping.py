@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 SECONDS_OF_ONE_SIGNAL = 2.0  # a launcher hands on the Ctrl-C that the terminal has already sent to all processes
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
+LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -57,7 +58,8 @@ class StopCallback(TrainerCallback):
         self.agreed_signal = self._received = 0
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+                previous = signal.signal(number, self._receive)
+                self._previous.setdefault(number, previous)
         self._launcher = _find_launcher()
         if args.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
@@ -120,25 +122,26 @@ class StopCallback(TrainerCallback):
 
 class SaveAfterEpochCallback(TrainerCallback):
     """
-    Moves a checkpoint of an epoch's last step behind the logs and evaluations of the epoch's end, which a run that is
-    resumed from it would miss.
+    Moves the evaluation and the checkpoint of an epoch's last step to the epoch's end, behind what is logged and measured
+    there: a run that is resumed from the checkpoint would miss it.
     """
 
     def __init__(self) -> None:
-        self._postponed = False
+        self._evaluate = self._save = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._postponed = control.should_save and at_epoch_end(state)
-        if self._postponed:
-            control.should_save = False
+        if at_epoch_end(state):
+            self._evaluate, self._save = control.should_evaluate, control.should_save
+            control.should_evaluate = control.should_save = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        control.should_save |= self._postponed
-        self._postponed = False
+        control.should_evaluate |= self._evaluate
+        control.should_save |= self._save
+        self._evaluate = self._save = False
 
 
 def at_epoch_end(state: TrainerState) -> bool:
@@ -150,7 +153,8 @@ def _find_launcher() -> int | None:
     """The pid of the parent process if it is a launcher, and not, say, a shell that may end before the run."""
     try:
         parent = psutil.Process().parent()
-        command = " ".join(parent.cmdline()) if parent is not None else ""
+        # The interpreter, its options, and the program or `-m` and the module.
+        command = {Path(word).name for word in parent.cmdline()[:4]} if parent is not None else set()
     except psutil.Error:
         return None
-    return parent.pid if parent is not None and any(name in command for name in LAUNCHERS) else None
+    return parent.pid if parent is not None and command & LAUNCHERS else None

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from .checkpoints import (
     UNFINISHED,
     CheckpointError,
     checkpoint_path,
+    finish_renaming,
     last_whole_checkpoint,
     list_checkpoints,
     publish_checkpoint,
@@ -40,7 +42,7 @@ from .checkpoints import (
     set_later_checkpoints_aside,
 )
 from .clipping import clip_per_parameter_
-from .data import EpochSampler, collate, start_worker
+from .data import EpochSampler, collate, end_workers_at_exit, start_worker
 from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
@@ -54,6 +56,12 @@ from .views import Draws
 logger = logging.get_logger(__name__)
 
 Batch = dict[str, Tensor]
+
+# Arguments that a run should be resumed with as it was started.
+COMPARED_ARGUMENTS = (
+    *("data_seed", "gradient_accumulation_steps", "learning_rate", "weight_decay", "max_steps", "num_train_epochs"),
+    *("schedule", "warmup_steps", "final_weight_decay", "max_grad_norm"),
+)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -70,7 +78,8 @@ class SSLTrainer(Trainer):
         args ([`SSLTrainingArguments`]):
             Arguments of the run.
         train_dataset (`torch.utils.data.Dataset`):
-            A source of `hf_ssl.data`, whose batches are flat dictionaries of tensors with `index` and `epoch`.
+            A source of `hf_ssl.data`, whose batches are flat dictionaries of tensors with `index` and `epoch`; its
+            `fingerprint()` names its content.
         views (`Callable[[dict[str, Tensor]], dict[str, Tensor]]`):
             Turns such a batch into the arguments of `model.forward`, on the device.
         monitor (`Callable[[SSLPreTrainedModel], dict[str, float]]`, *optional*):
@@ -92,6 +101,10 @@ class SSLTrainer(Trainer):
         monitor: Callable[[SSLPreTrainedModel], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
+        if args.n_gpu > 1:
+            raise ValueError(f"One process has {args.n_gpu} GPUs; start one for each, with accelerate launch.")
+        if not hasattr(train_dataset, "fingerprint"):
+            raise TypeError(f"{type(train_dataset).__name__} has no fingerprint(); use a source of hf_ssl.data.")
         needed = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and len(train_dataset) < needed:
             raise ValueError(
@@ -115,7 +128,9 @@ class SSLTrainer(Trainer):
         self.evaluation_seconds = self.data_seconds = 0.0
         self.num_skipped_steps = 0
         self._draws_at = (-1, -1)  # optimizer step and micro-batch of the last per-batch draws
-        self._loss_log = LossLog(self._train_batch_size, args.device)
+        self._loss_log = self._new_loss_log()
+        self._is_step_skipped = False
+        self._checkpoint: str | None = None  # that the run is resumed from
         self._schedules: dict[str, Schedule] = {}
         self._values: dict[str, float] = {}
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
@@ -171,9 +186,12 @@ class SSLTrainer(Trainer):
             [`NonFiniteLossError`]: the loss is not finite.
             [`TrainingInterrupted`]: the run was stopped by Ctrl-C or SIGTERM; a checkpoint was written.
         """
-        checkpoint = self._agree_on_start(resume_from_checkpoint)
+        end_workers_at_exit()
+        self._checkpoint = self._agree_on_start(resume_from_checkpoint)
+        if self._checkpoint is not None:
+            self.args.eval_on_start = False
         try:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            return super().train(self._checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._stop.restore()
 
@@ -183,7 +201,7 @@ class SSLTrainer(Trainer):
         if self.is_world_process_zero():
             try:
                 found[0] = self._find_start(resume)
-            except CheckpointError as error:
+            except (CheckpointError, OSError) as error:
                 found[1] = str(error)
         checkpoint, problem = broadcast_object_list(found)
         if problem is not None:
@@ -191,7 +209,9 @@ class SSLTrainer(Trainer):
         return checkpoint
 
     def _find_start(self, resume: str | bool | None) -> str | None:
+        expected = self._run()
         if not resume:
+            finish_renaming(self.output_dir)
             if earlier := list_checkpoints(self.output_dir):
                 raise CheckpointError(
                     f"{self.output_dir} holds checkpoints of an earlier run ({earlier[0].name}). Continue that run with "
@@ -202,14 +222,13 @@ class SSLTrainer(Trainer):
             path, run = last_whole_checkpoint(self.output_dir)
         else:
             path, run = Path(resume), read_manifest(resume)
-        self._check_run(path, run)
+        self._check_run(path, run, expected)
         if resume is not True:
             set_later_checkpoints_aside(self.output_dir, path)
         return str(path)
 
-    def _check_run(self, path: Path, run: dict[str, Any]) -> None:
+    def _check_run(self, path: Path, run: dict[str, Any], expected: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run on other images, and say what else is different."""
-        expected = self._run()
         if run["dataset"] != expected["dataset"]:
             raise CheckpointError(
                 f"{path} was trained on other images ({run['num_train_images']:,} of them; there are "
@@ -218,7 +237,7 @@ class SSLTrainer(Trainer):
             )
         if run["save_only_model"]:
             raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
-        for name in ("seed", "num_processes", "images_per_step"):
+        for name in expected.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
             if run[name] != expected[name]:
                 logger.warning(
                     f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
@@ -236,6 +255,7 @@ class SSLTrainer(Trainer):
             "seed": self.args.seed,
             "num_processes": self.args.world_size,
             "images_per_step": self.images_per_step,
+            **{name: getattr(self.args, name) for name in COMPARED_ARGUMENTS},
             "save_only_model": self.args.save_only_model,
         }
 
@@ -243,18 +263,24 @@ class SSLTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             return super()._run_epoch(**kwargs)
         # Resumed after its last step, in the middle of an epoch: Trainer would do one step more.
-        self._load_rng_state(kwargs["resume_from_checkpoint"])
         self.control.should_training_stop = True
         return None
 
     def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
+        self._stop_if_not_finite()
         if not self._stop.agreed_signal or self.state.global_step >= self.state.max_steps:
-            return super()._finalize_training(trial, num_train_samples, start_time)
+            best = self.state.best_model_checkpoint
+            if best is not None and (self.args.load_best_model_at_end or self.args.save_total_limit == 1):
+                read_manifest(best)  # before Trainer deletes the others
+            result = super()._finalize_training(trial, num_train_samples, start_time)
+            self._non_finite_file.unlink(missing_ok=True)  # of an earlier attempt
+            return result._replace(training_loss=result.metrics["train_loss"])
         # Trainer would now load the best model and delete checkpoints, as after a whole run.
-        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self.is_in_train = False
         if self._last_saved_step != self.state.global_step:  # an evaluation in that step found it not to be the best
             self._save_checkpoint(self.model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
         path = checkpoint_path(self.output_dir, self.state.global_step)
         raise TrainingInterrupted(self._stop.agreed_signal, self.state.global_step, str(path))
 
@@ -266,6 +292,22 @@ class SSLTrainer(Trainer):
         close_process_group()
 
     # ---- data ----
+
+    def _init_training_state(self, *args: Any) -> Any:
+        """Trainer's; the best checkpoint is looked for where the run's folder is now."""
+        result = super()._init_training_state(*args)
+        state = self.state
+        if state.best_global_step and self._checkpoint is not None:
+            places = (checkpoint_path(self.output_dir, state.best_global_step), state.best_model_checkpoint)
+            found = next((str(path) for path in places if path is not None and Path(path).is_dir()), None)
+            state.best_model_checkpoint = found
+            if found is None:
+                logger.warning(
+                    f"The best checkpoint, of step {state.best_global_step} ({state.best_metric}), is gone; the best one "
+                    "is now looked for among those that follow."
+                )
+                state.best_global_step = state.best_metric = None
+        return result
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share."""
@@ -301,16 +343,27 @@ class SSLTrainer(Trainer):
 
     def begin_training(self, steps_per_epoch: int) -> None:
         """Called by [`StepCallback`] before the first step: make the schedules."""
-        if isinstance(self.model_wrapped, DistributedDataParallel) and self.args.ddp_broadcast_buffers is None:
+        wrapped = getattr(self.model_wrapped, "_orig_mod", self.model_wrapped)  # inside of what torch.compile made
+        if isinstance(wrapped, DistributedDataParallel) and self.args.ddp_broadcast_buffers is None:
             # Buffers are the same on all processes (see SSLPreTrainedModel): no need to send them around in every step.
-            self.model_wrapped.broadcast_buffers = False
+            wrapped.broadcast_buffers = False
         self._steps_per_epoch = steps_per_epoch
-        self._loss_log = LossLog(self._train_batch_size, self.args.device)
-        self._draws_at, self.num_skipped_steps, self.data_seconds = (-1, -1), 0, 0.0
+        self._loss_log = self._new_loss_log()
+        self._draws_at, self._last_saved_step = (-1, -1), -1
+        self.num_skipped_steps, self.data_seconds = 0, 0.0
+        if self._checkpoint is not None:
+            self._load_progress(self._checkpoint)
+            if (
+                self.state.global_step >= self.state.max_steps
+            ):  # there is no step left before which Trainer would do it
+                self._load_rng_state(self._checkpoint)
         num_steps = self.state.max_steps
         self._schedules = self.model.schedules(num_steps, steps_per_epoch)
         if self.args.final_weight_decay is not None:
             self._schedules["weight_decay"] = cosine(self.args.weight_decay, self.args.final_weight_decay, num_steps)
+
+    def _new_loss_log(self) -> LossLog:
+        return LossLog(self.args.gradient_accumulation_steps, self._train_batch_size, self.args.device)
 
     def begin_epoch(self) -> None:
         """Called by [`StepCallback`] before the first batch of an epoch: accelerate's wrappers may not reach the sampler."""
@@ -339,7 +392,7 @@ class SSLTrainer(Trainer):
         step = Step(self._batch_draws(), Draws.for_samples(seed, inputs["epoch"], index), self._values)
         outputs = model(**self.views(inputs), **self.model.step_inputs(step))
         loss = outputs["loss"]
-        finite = self._loss_log.add(outputs, index, self.state.global_step + 1)
+        finite = self._loss_log.add(outputs, index, self.state.global_step + 1, self._draws_at[1])
         if self.args.max_skipped_steps:
             loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
         return (loss, outputs) if return_outputs else loss
@@ -367,6 +420,7 @@ class SSLTrainer(Trainer):
 
     def skip_bad_step(self) -> None:
         """Called by [`StepCallback`] before the optimizer: leave a non-finite step out, where that was asked for."""
+        self._is_step_skipped = False
         if not self.args.max_skipped_steps:
             return
         found = self._loss_log.non_finite(self.accelerator)
@@ -374,6 +428,7 @@ class SSLTrainer(Trainer):
             return
         if self.num_skipped_steps == self.args.max_skipped_steps:
             self._stop_for(found)
+        self._is_step_skipped = True
         self.num_skipped_steps += 1
         logger.warning(f"Step {found.step} is skipped: {found.terms[0]}, samples {found.samples}.")
         self._loss_log.clear_non_finite()
@@ -382,8 +437,9 @@ class SSLTrainer(Trainer):
             buffer.copy_(self._buffers[name])
 
     def end_step(self) -> None:
-        """Called by [`StepCallback`] after the optimizer's step."""
-        self.model.on_optimizer_step(self._values)
+        """Called by [`StepCallback`] after the optimizer's step, if it made one."""
+        if not self._is_step_skipped and not self.accelerator.optimizer_step_was_skipped:
+            self.model.on_optimizer_step(self._values)
 
     def _stop_if_not_finite(self) -> None:
         """Stop all processes if the loss of any of them was not finite; reads from the device."""
@@ -392,7 +448,7 @@ class SSLTrainer(Trainer):
             self._stop_for(found)
 
     def _stop_for(self, found: NonFiniteLoss) -> None:
-        path = self.output_dir / "non_finite_loss.json"
+        path = self._non_finite_file
         if self.is_world_process_zero():
             content = {**asdict(found), "terms": [{n: str(value) for n, value in t.items()} for t in found.terms]}
             path.write_text(json.dumps(content, indent=2) + "\n")
@@ -402,6 +458,10 @@ class SSLTrainer(Trainer):
             "(--max_grad_norm 1) or leave such steps out (--max_skipped_steps 10); then resume with "
             "--resume_from_checkpoint true."
         )
+
+    @property
+    def _non_finite_file(self) -> Path:
+        return self.output_dir / "non_finite_loss.json"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the loss terms, averaged since the last time, and the scheduled values to what Trainer logs."""
@@ -447,6 +507,22 @@ class SSLTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's; but learning rates and weight decay are those of the arguments, which may have been changed."""
+        groups = self.optimizer.param_groups  # type: ignore[union-attr]
+        wanted = [(group["initial_lr"], group["weight_decay"]) for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler: Any = self.lr_scheduler
+        if not isinstance(scheduler, LambdaLR):
+            return
+        scheduler.base_lrs = [rate for rate, _ in wanted]
+        step = scheduler.last_epoch
+        rates = [rate * factor(step) for (rate, _), factor in zip(wanted, scheduler.lr_lambdas, strict=True)]
+        groups = self.optimizer.param_groups  # type: ignore[union-attr]
+        for group, (initial, decay), rate in zip(groups, wanted, rates, strict=True):
+            group |= {"initial_lr": initial, "weight_decay": decay, "lr": rate}
+        scheduler._last_lr = rates
+
     # ---- evaluation ----
 
     def evaluate(
@@ -491,13 +567,14 @@ class SSLTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
                 publish_checkpoint(folder, target, self._run())
-                folder.parent.rmdir()
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # not torch's file writer
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             kept = list_checkpoints(self.output_dir)
             raise CheckpointError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {self.output_dir}, with "
-                f"{shutil.disk_usage(self.output_dir).free:,} bytes free: {error}. "
+                f"The checkpoint of step {self.state.global_step} could not be written to {self.output_dir}"
+                f"{_free_space(self.output_dir)}: {error}. "
                 + (f"{kept[0].name} is as it was. " if kept else "There is no earlier one. ")
                 + "Make room, or the folder writable, and resume with --resume_from_checkpoint true."
             ) from error
@@ -505,6 +582,8 @@ class SSLTrainer(Trainer):
             self._is_writing_aside = False
         self._last_saved_step = self.state.global_step
         if self.args.should_save:
+            with suppress(OSError):  # something else lies there
+                folder.parent.rmdir()
             rotate_checkpoints(
                 str(self.output_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=False
             )
@@ -526,9 +605,8 @@ class SSLTrainer(Trainer):
         }
         self._progress_file(output_dir).write_text(json.dumps(progress))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        path = self._progress_file(checkpoint or "")
+    def _load_progress(self, checkpoint: str) -> None:
+        path = self._progress_file(checkpoint)
         if not path.is_file():  # of a process that there was not when the checkpoint was written
             return
         progress = json.loads(path.read_text())
@@ -578,7 +656,6 @@ class SSLTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
-        read_manifest(best)
         logger.info(f"Loading the best model, {best} ({self.state.best_metric}).")
         self._load_from_checkpoint(best)
 
@@ -586,13 +663,14 @@ class SSLTrainer(Trainer):
         """Nothing: in mid-run it would put the pretraining model where the encoder belongs."""
 
     def push_to_hub(  # type: ignore[override]
-        self, commit_message: str = "End of training", **kwargs: Any
+        self, commit_message: str = "End of training", revision: str | None = None
     ) -> CommitInfo | None:
         """
         Upload `output_dir` as it is, without checkpoints.
 
         Args:
             commit_message (`str`, *optional*): Message of the one commit.
+            revision (`str`, *optional*): Branch; unset, `hub_revision`.
 
         Returns:
             `huggingface_hub.CommitInfo`, or None on processes other than the first.
@@ -606,6 +684,13 @@ class SSLTrainer(Trainer):
             folder_path=self.output_dir,
             commit_message=commit_message,
             token=self.args.hub_token,
-            revision=self.args.hub_revision,
+            revision=revision or self.args.hub_revision,
             ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json"],
         )
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f", with {shutil.disk_usage(folder).free:,} bytes free"
+    except OSError:
+        return ""

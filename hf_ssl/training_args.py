@@ -44,6 +44,9 @@ class SSLTrainingArguments(TrainingArguments):
     do_train: bool = field(
         default=True, metadata={"help": "Train; when off, only the evaluation of output_dir/pretraining is run."}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume callbacks, such as early stopping, where they were."}
+    )
     hub_strategy: str = field(default="end", metadata={"help": "Only 'end': one push, of the finished folder."})
     schedule: str | None = field(
         default=None,
@@ -80,6 +83,8 @@ class SSLTrainingArguments(TrainingArguments):
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one, torch warns at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        # Otherwise every batch would wait for the device.
+        self.accelerator_config.non_blocking = self.dataloader_pin_memory  # type: ignore[union-attr]
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
         if self.schedule is not None and self.learning_rate <= 0:
@@ -94,6 +99,11 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError("gradient_clipping='per_parameter' needs a positive max_grad_norm.")
         if self.final_weight_decay is not None and self.weight_decay <= 0:
             raise ValueError(f"final_weight_decay needs a weight_decay to start from; it is {self.weight_decay}.")
+        if self.auto_find_batch_size or self.train_sampling_strategy != "random" or self.save_on_each_node:
+            raise ValueError(
+                "auto_find_batch_size, train_sampling_strategy and save_on_each_node are not supported: a run is resumed "
+                "with the batches that it had, from a file system that all processes share."
+            )
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM and Ctrl-C always write a checkpoint here.")
         if self.logging_nan_inf_filter or self.remove_unused_columns:

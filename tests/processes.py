@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["hf_ssl.trainer", "hf_ssl.models.relvit", "hf_ssl.evaluation", "hf_ssl.hub"])
@@ -64,14 +66,23 @@ class Running:
                 raise TimeoutError(f"Process {self.process.pid} said nothing in {timeout} seconds.")
             worked, value = self._connection.recv()
         except EOFError:
-            self.process.join(timeout)
+            self._join()
             raise ChildProcessError(
                 f"Process {self.process.pid} died with exit code {self.process.exitcode}."
             ) from None
-        self.process.join(timeout)
+        self._join()
         if not worked:
             raise ChildProcessError(value)
         return value
+
+    def _join(self) -> None:
+        """Wait for the end; a process that does not exit is killed with its children, and that is an error."""
+        self.process.join(30)
+        if self.process.exitcode is None:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+            self.process.kill()
+            raise TimeoutError(f"Process {self.process.pid} was done, but did not exit in 30 seconds.")
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Running]:

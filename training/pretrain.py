@@ -210,7 +210,7 @@ def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
     except (TrainingInterrupted, CheckpointError, NonFiniteLossError) as error:
         if trainer.is_world_process_zero():
             print(f"\n{error}", file=sys.stderr)
-        if isinstance(error, TrainingInterrupted):  # all processes stop in the same step
+        if not isinstance(error, CheckpointError):  # the others are raised by all processes, in the same step
             trainer.close()
         sys.exit(getattr(error, "exit_code", 1))
 
@@ -239,8 +239,6 @@ def main() -> None:
     set_seed(training_args.seed)
     model = method.model_class(config)
     resume = resume_point(training_args)
-    if resume is not None:
-        monitor(model)  # the untrained encoder, for the comparison at the end
     training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
     trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
     set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
@@ -249,6 +247,8 @@ def main() -> None:
             f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
             f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
         )
+    if not training_args.eval_on_start:
+        monitor(trainer.model)  # the untrained encoder, for the comparison at the end
     start = time.monotonic()
     trained = train(trainer, resume)
     seconds = time.monotonic() - start - trainer.evaluation_seconds

@@ -6,7 +6,7 @@ from .registry import DATASETS, DatasetInfo
 from .sampler import EpochSampler
 from .sources import PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
-from .workers import start_worker
+from .workers import end_workers_at_exit, start_worker
 
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "TensorSource",
     "collate",
     "decode_rgb",
+    "end_workers_at_exit",
     "image_size",
     "load_image_data",
     "make_source",

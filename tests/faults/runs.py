@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hf_ssl import checkpoints
 from hf_ssl.data import TensorSource
@@ -73,6 +73,10 @@ def step_begin(trainer: SSLTrainer, action: Callable[[], None]) -> None:
     trainer.add_callback(At("on_step_begin", 8, action))
 
 
+def early(trainer: SSLTrainer, action: Callable[[], None]) -> None:
+    trainer.add_callback(At("on_step_begin", 3, action))
+
+
 def after_optimizer(trainer: SSLTrainer, action: Callable[[], None]) -> None:
     """The weights have changed, the counters have not."""
     trainer.add_callback(At("on_optimizer_step", 7, action))
@@ -135,6 +139,10 @@ def rotating(trainer: SSLTrainer, action: Callable[[], None]) -> None:
     checkpoints._flush = hit
 
 
+def falling(model: Any) -> dict[str, float]:
+    return {"knn_top1": 1.0}
+
+
 def run(
     folder: str,
     setting: str,
@@ -151,7 +159,13 @@ def run(
     labels = torch.arange(len(IMAGES)) % 4
     bank, queries = TensorSource(IMAGES[:24], labels[:24]), TensorSource(IMAGES[24:], labels[24:])
     monitor = KNNMonitor(evaluation_processor(16, [0.5] * 3, [0.5] * 3), bank, queries, num_classes=4, k=5)
+    patience = args.pop("patience", None)
+    if patience is not None:
+        args |= {"metric_for_best_model": "knn_top1", "load_best_model_at_end": True}
+        monitor = falling  # never better than at first
     trainer = make_trainer(folder, args.pop("make")(), monitor, **args)
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(patience))
     if place is not None:
         place(trainer, action)
     trainer.train(resume_from_checkpoint=resume)

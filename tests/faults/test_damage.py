@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_ssl import checkpoints
 from hf_ssl.checkpoints import CheckpointError, last_whole_checkpoint, publish_checkpoint, read_manifest
 
-from ..training.common import IMAGES, make_model, make_toy, make_trainer, outcome
+from ..training.common import IMAGES, make_model, make_toy, make_trainer, outcome, states_equal
 
 
 SETTINGS = {"max_steps": 7, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
@@ -171,13 +174,145 @@ def test_going_back(finished, tmp_path):
         make_trainer(folder, **SETTINGS).train(resume_from_checkpoint=str(finished[0] / "checkpoint-4"))
 
 
-def test_finished_run_is_resumed(finished, tmp_path):
+@pytest.mark.parametrize("max_steps", [5, 7])
+def test_finished_run_is_resumed(tmp_path, max_steps):
     """It is over: no step is done again, in the middle of an epoch either (Trainer itself would do one more)."""
-    folder = tmp_path / "run"
-    shutil.copytree(finished[0], folder)
-    trainer = make_trainer(folder, **SETTINGS)
+    settings = SETTINGS | {"max_steps": max_steps}
+    whole = make_trainer(tmp_path, make_toy(), **settings)
+    expected = whole.train()
+    trainer = make_trainer(tmp_path, make_toy(), **settings)
+    result = trainer.train(resume_from_checkpoint=True)
+    assert outcome(trainer) == outcome(whole)
+    assert result.training_loss == expected.training_loss and result.global_step == max_steps
+
+
+def test_training_loss_is_that_of_the_whole_run(finished, cut):
+    trainer = make_trainer(cut, **SETTINGS)
+    result = trainer.train(resume_from_checkpoint=True)
+    assert result.training_loss == result.metrics["train_loss"] == finished[1]["logs"][-1]["train_loss"]
+
+
+def test_unreadable_checkpoint(finished, cut, monkeypatch):
+    """A disk that fails to read counts as damage."""
+    hash_file = checkpoints._hash
+
+    def failing(path):
+        if path == cut / "checkpoint-6" / "optimizer.pt" and not (cut / "damaged-checkpoint-6").exists():
+            raise OSError(5, "Input/output error")
+        return hash_file(path)
+
+    monkeypatch.setattr(checkpoints, "_hash", failing)
+    trainer = make_trainer(cut, **SETTINGS)
     trainer.train(resume_from_checkpoint=True)
-    assert outcome(trainer) == finished[1]
+    assert outcome(trainer) == finished[1] and (cut / "damaged-checkpoint-6").is_dir()
+
+
+def test_replacing_fails(tmp_path, monkeypatch):
+    """The checkpoint that was to be replaced keeps its name."""
+    folder, target = tmp_path / "_unfinished" / "checkpoint-3", tmp_path / "checkpoint-3"
+    for content in ("old", "new"):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(content)
+        if content == "old":
+            publish_checkpoint(folder, target, {"step": 3})
+    rename = Path.rename
+
+    def failing(path, to):
+        if path == folder:
+            raise OSError(28, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="No space left"):
+        publish_checkpoint(folder, target, {"step": 3})
+    assert read_manifest(target) == {"step": 3} and (target / "model.safetensors").read_text() == "old"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_best_checkpoint_is_found_again(tmp_path, monkeypatch, moved):
+    """Also if the run's folder has another name on resume, or is spelled differently."""
+    settings = SETTINGS | {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "knn_top1",
+    }
+
+    def monitor_of(values):
+        values = iter(values)
+        return lambda model: {"knn_top1": next(values)}
+
+    make_trainer(tmp_path / "run", monitor=monitor_of([5.0, 1.0]), **settings | {"max_steps": 4}).train()
+    # Trainer keeps only the best at the end; the last one is needed to resume from.
+    shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "best")
+    best = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    folder = Path("run")
+    if moved:
+        (tmp_path / "run").rename(tmp_path / "other")
+        folder = Path("other")
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(folder, monitor=monitor_of([2.0, 3.0, 4.0]), **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint == str(folder / "checkpoint-2")
+    assert states_equal(dict(trainer.model.state_dict()), best)
+
+
+def test_best_checkpoint_is_gone(cut):
+    """Then the best one is looked for among those that follow."""
+    path = cut / "checkpoint-6" / "trainer_state.json"
+    state = json.loads(path.read_text()) | {"best_global_step": 3, "best_metric": 99.0}
+    path.write_text(json.dumps(state))
+    folder = cut / "_unfinished" / "checkpoint-6"
+    folder.parent.mkdir()
+    run = read_manifest_of(cut / "checkpoint-6")
+    (cut / "checkpoint-6").rename(folder)
+    publish_checkpoint(folder, cut / "checkpoint-6", run)
+    trainer = make_trainer(
+        cut,
+        monitor=lambda model: {"knn_top1": 1.0},
+        **SETTINGS | {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "knn_top1"},
+        load_best_model_at_end=True,
+    )
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_metric == 1.0 and trainer.state.best_global_step == 7
+
+
+def read_manifest_of(checkpoint):
+    return json.loads((checkpoint / "manifest.json").read_text())["run"]
+
+
+def test_changed_learning_rate_and_weight_decay(cut):
+    """What the command line says now is what counts, as the advice after a non-finite loss needs."""
+    from hf_ssl import trainer as module
+
+    changed = {"learning_rate": 1e-4, "weight_decay": 0.3, "max_steps": 9}
+    with pytest.MonkeyPatch.context() as patch:
+        warnings = []
+        patch.setattr(module.logger, "warning", warnings.append)
+        trainer = make_trainer(cut, **SETTINGS | changed)
+        rates = []
+
+        class Follow(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+        trainer.add_callback(Follow())
+        trainer.train(resume_from_checkpoint=True)
+    assert rates == pytest.approx([1e-4 * (9 - step) / 9 for step in (6, 7, 8)])
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.3, 0.0}
+    for name in changed:
+        assert any(f"was written with {name}" in text for text in warnings), name
+
+
+def test_leftover_of_an_old_run(cut, tmp_path):
+    """A checkpoint that was whole and not yet renamed when its run was killed is not taken for the new run's."""
+    (cut / "_unfinished").mkdir()
+    (cut / "checkpoint-6").rename(cut / "_unfinished" / "checkpoint-6")
+    for step in (2, 4):
+        shutil.rmtree(cut / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match=r"holds checkpoints of an earlier run \(checkpoint-6\)"):
+        make_trainer(cut, **SETTINGS).train()
 
 
 def test_other_images(cut):

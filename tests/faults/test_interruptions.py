@@ -6,6 +6,7 @@ import pytest
 
 from .runs import (
     after_optimizer,
+    early,
     flushing,
     in_monitor,
     interrupt,
@@ -77,7 +78,9 @@ def test_interrupted_twice(tmp_path, whole):
     assert start(str(tmp_path), "stock", True).result() == whole("stock")
 
 
-@pytest.mark.parametrize("strategies", [("epoch", "epoch", "epoch"), ("epoch", "epoch", "steps")])
+@pytest.mark.parametrize(
+    "strategies", [("epoch", "epoch", "epoch"), ("epoch", "epoch", "steps"), ("epoch", "steps", "best")]
+)
 def test_epoch_strategies(tmp_path, strategies):
     """A checkpoint at an epoch's end holds what was logged and measured there; a stop in mid-epoch measures nothing."""
     logging, evaluation, saving = strategies
@@ -86,6 +89,8 @@ def test_epoch_strategies(tmp_path, strategies):
         "eval_strategy": evaluation,
         "save_strategy": saving,
         "save_steps": 5,
+        "eval_steps": 5,
+        "metric_for_best_model": "knn_top1",
         "save_total_limit": None,
     }
     expected = start(str(tmp_path / "whole"), "trunk", **changes).result()
@@ -125,6 +130,35 @@ def test_data_worker_is_killed(tmp_path, whole):
         start(str(tmp_path), "stock", False, step_begin, kill_data_worker).result()
     assert checkpoints(tmp_path) == ["checkpoint-8"]
     assert start(str(tmp_path), "stock", True).result() == whole("stock")
+
+
+def fail():
+    raise ZeroDivisionError("a bug in the run")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_failed_run_exits(tmp_path, persistent):
+    """Data workers ignore the signals that stop a run, and still do not keep it from ending."""
+    running = start(str(tmp_path), "stock", False, step_begin, fail, dataloader_persistent_workers=persistent)
+    with pytest.raises(ChildProcessError, match="a bug in the run"):
+        running.result()
+    assert running.process.exitcode == 1
+
+
+def test_finished_run_exits(tmp_path):
+    running = start(str(tmp_path), "stock", dataloader_persistent_workers=True)
+    running.result()
+    assert running.process.exitcode == 0
+
+
+def test_early_stopping_is_resumed(tmp_path):
+    """The patience that was used up before the interruption counts."""
+    changes = {"patience": 2, "eval_steps": 2, "save_steps": 2, "save_total_limit": None, "max_steps": 13}
+    expected = start(str(tmp_path / "whole"), "trunk", **changes).result()
+    assert expected["logs"][-1]["step"] < 13
+    with pytest.raises(ChildProcessError, match="exit code -9"):
+        start(str(tmp_path / "cut"), "trunk", False, early, kill, **changes).result()
+    assert start(str(tmp_path / "cut"), "trunk", True, **changes).result() == expected
 
 
 def test_second_ctrl_c_stops_at_once(tmp_path):

@@ -84,7 +84,7 @@ def test_bad_steps_are_skipped(tmp_path, make, spoil):
             pass
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            states[state.global_step] = {n: t.clone() for n, t in trainer.model.student.state_dict().items()}
+            states[state.global_step] = {n: t.clone() for n, t in trainer.model.state_dict().items()}
 
     trainer.add_callback(Remember())
     trainer.train()
@@ -101,6 +101,27 @@ def test_bad_steps_are_skipped(tmp_path, make, spoil):
 
 def _sum_of_terms(entry: dict[str, float]) -> float:
     return sum(value for name, value in entry.items() if name.startswith("loss_"))
+
+
+def test_bad_loss_after_the_last_log(tmp_path):
+    """Nothing is logged, measured or saved after it; the run does not end as if all were well."""
+    trainer = make_trainer(tmp_path, max_steps=6, logging_steps=500)
+    spoil_weight(trainer, 4)
+    with pytest.raises(NonFiniteLossError, match="since step 4"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("spoil", "micro_batches"), [(spoil_images, (0,)), (spoil_gradient, (0, 1))])
+def test_images_of_accumulated_batches(tmp_path, spoil, micro_batches):
+    """The micro-batch whose loss it was, or all of the step if it was the gradient."""
+    settings = SETTINGS | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(tmp_path, **settings)
+    spoil(trainer, 2)
+    with pytest.raises(NonFiniteLossError, match="since step 2"):
+        trainer.train()
+    order = _order(trainer, 0)
+    expected = [index for i in micro_batches for index in order[8 + 4 * i : 12 + 4 * i]]
+    assert sorted(json.loads((tmp_path / "non_finite_loss.json").read_text())["samples"]) == sorted(expected)
 
 
 def test_too_many_bad_steps(tmp_path):

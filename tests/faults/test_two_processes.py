@@ -58,6 +58,19 @@ def test_two_are_stopped(tmp_path, whole_of_two, action, hit):
     assert run_ranks(run_rank, 2, str(tmp_path), "stock fp32", True, None, None, ()) == whole_of_two
 
 
+def fail() -> None:
+    raise ZeroDivisionError("a bug in one process")
+
+
+def test_one_of_two_fails(tmp_path):
+    """With data workers: both exit."""
+    ranks = start_ranks(run_rank, 2, str(tmp_path), "stock", False, step_begin, fail, (1,))
+    for rank in ranks:
+        with pytest.raises(ChildProcessError):
+            rank.result(timeout=60)
+        assert rank.process.exitcode not in (0, None)
+
+
 def spoil_one(folder: str) -> None:
     from ..training.common import make_model, make_trainer
     from .test_numbers import SETTINGS, spoil_images
