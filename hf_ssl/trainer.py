@@ -392,7 +392,9 @@ class SSLTrainer(Trainer):
         step = Step(self._batch_draws(), Draws.for_samples(seed, inputs["epoch"], index), self._values)
         outputs = model(**self.views(inputs), **self.model.step_inputs(step))
         loss = outputs["loss"]
-        finite = self._loss_log.add(outputs, index, self.state.global_step + 1, self._draws_at[1])
+        finite = self._loss_log.add(
+            outputs, index, self.state.global_step + 1, self._draws_at[1] % self.args.gradient_accumulation_steps
+        )
         if self.args.max_skipped_steps:
             loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
         return (loss, outputs) if return_outputs else loss

@@ -27,6 +27,8 @@ def end_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
+    # torch watches for workers that are killed, and would raise; these are.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:  # Python ends these at exit, and no others
             process.kill()
