@@ -81,8 +81,8 @@ def read_manifest(checkpoint: str | Path) -> dict[str, Any]:
         checkpoint (`str` or `Path`): The checkpoint's folder.
 
     Returns:
-        `dict[str, Any]`: what the run was that wrote it: `step`, `dataset` (its
-            fingerprint), `num_train_images`, `seed`, `num_processes`, `images_per_step`, `save_only_model`.
+        `dict[str, Any]`: what the run was that wrote it: `step`, `dataset` (its fingerprint), `num_train_images`,
+            `save_only_model`, and what a run should be resumed with as it was started (`seed`, `num_processes`, …).
 
     Raises:
         [`CheckpointError`]: a file is missing or is not what was written; the message names it.
@@ -116,6 +116,61 @@ def _checked(folder: Path) -> dict[str, Any]:
     return run
 
 
+def find_start(output_dir: str | Path, resume: str | bool | None, expected: dict[str, Any]) -> str | None:
+    """
+    Find out what a run starts from.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The run's folder.
+        resume (`str` or `bool`, *optional*):
+            A checkpoint's folder, or `True` for the last whole one; otherwise the run starts anew.
+        expected (`dict[str, Any]`):
+            What this run is, as in the manifest.
+
+    Returns:
+        `str`, *optional*: the checkpoint; None for a new run.
+
+    Raises:
+        [`CheckpointError`]: there is no such checkpoint, it is of a run on other images, or the folder holds those of
+            another run.
+    """
+    if not resume:
+        _finish_renaming(Path(output_dir))
+        if earlier := list_checkpoints(output_dir):
+            raise CheckpointError(
+                f"{output_dir} holds checkpoints of an earlier run ({earlier[0].name}). Continue that run with "
+                "--resume_from_checkpoint true, or choose another --output_dir."
+            )
+        return None
+    if resume is True:
+        path, run = last_whole_checkpoint(output_dir)
+    else:
+        path, run = Path(resume), read_manifest(resume)
+    _check_run(path, run, expected)
+    if resume is not True:
+        _set_later_checkpoints_aside(output_dir, path)
+    return str(path)
+
+
+def _check_run(path: Path, run: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a checkpoint of a run on other images, and say what else is different."""
+    if run["dataset"] != expected["dataset"]:
+        raise CheckpointError(
+            f"{path} was trained on other images ({run['num_train_images']:,} of them; there are "
+            f"{expected['num_train_images']:,} now). Resume with the same --dataset and --max_train_samples, or start "
+            "a new run in another --output_dir."
+        )
+    if run["save_only_model"]:
+        raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
+    for name in expected.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
+        if run[name] != expected[name]:
+            logger.warning(
+                f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
+                "not as it would have."
+            )
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]:
     """
     Find the last whole checkpoint of a run. Damaged ones that come after it are named in a warning and set aside
@@ -130,7 +185,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]
     Raises:
         [`CheckpointError`]: there is none.
     """
-    finish_renaming(output_dir)
+    _finish_renaming(Path(output_dir))
     damaged = []
     for checkpoint in list_checkpoints(output_dir):
         try:
@@ -155,18 +210,8 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]
     )
 
 
-def set_later_checkpoints_aside(output_dir: str | Path, checkpoint: Path) -> None:
-    """
-    Prepare a run's folder for going on from one of its earlier checkpoints: later ones, which are not of what follows,
-    are renamed to `abandoned-checkpoint-<step>`, with a warning.
-
-    Args:
-        output_dir (`str` or `Path`): The run's folder.
-        checkpoint (`Path`): The checkpoint that the run goes on from.
-
-    Raises:
-        [`CheckpointError`]: the folder holds checkpoints, and this is none of them.
-    """
+def _set_later_checkpoints_aside(output_dir: str | Path, checkpoint: Path) -> None:
+    """Rename the checkpoints after the one that the run goes on from: they are not of what follows."""
     there = list_checkpoints(output_dir)
     places = [i for i, path in enumerate(there) if path.resolve() == checkpoint.resolve()]
     if there and not places:
@@ -180,15 +225,10 @@ def set_later_checkpoints_aside(output_dir: str | Path, checkpoint: Path) -> Non
         )
 
 
-def finish_renaming(output_dir: str | Path) -> None:
-    """
-    Put a checkpoint in its place that was whole when the run was killed, and only not yet renamed.
-
-    Args:
-        output_dir (`str` or `Path`): The run's folder.
-    """
-    for folder in (Path(output_dir) / UNFINISHED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        target = Path(output_dir) / folder.name
+def _finish_renaming(output_dir: Path) -> None:
+    """Put a checkpoint in its place that was whole when the run was killed, and only not yet renamed."""
+    for folder in (output_dir / UNFINISHED).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        target = output_dir / folder.name
         if (folder / MANIFEST_NAME).is_file() and not target.exists():
             try:
                 read_manifest(folder)

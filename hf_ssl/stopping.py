@@ -108,19 +108,19 @@ class StopCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._question is not None:  # asked in the last step, by all
+            self._question[1].wait()
+            self._question = None
         self.restore()
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
-        if self._question is not None and dist.is_initialized():
-            self._question[1].wait()
-        self._question = None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
 
-class SaveAfterEpochCallback(TrainerCallback):
+class EpochEndCallback(TrainerCallback):
     """
     Moves the evaluation and the checkpoint of an epoch's last step to the epoch's end, behind what is logged and measured
     there: a run that is resumed from the checkpoint would miss it.

@@ -34,12 +34,10 @@ from .checkpoints import (
     UNFINISHED,
     CheckpointError,
     checkpoint_path,
-    finish_renaming,
-    last_whole_checkpoint,
+    find_start,
     list_checkpoints,
     publish_checkpoint,
     read_manifest,
-    set_later_checkpoints_aside,
 )
 from .clipping import clip_per_parameter_
 from .data import EpochSampler, collate, end_workers_at_exit, start_worker
@@ -48,7 +46,7 @@ from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
 from .parameter_groups import parameter_groups
 from .schedules import SCHEDULES, Schedule, cosine
-from .stopping import SaveAfterEpochCallback, StopCallback, TrainingInterrupted
+from .stopping import EpochEndCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
 from .views import Draws
 
@@ -127,7 +125,7 @@ class SSLTrainer(Trainer):
         self.last_evaluated_step = -1
         self.evaluation_seconds = self.data_seconds = 0.0
         self.num_skipped_steps = 0
-        self._draws_at = (-1, -1)  # optimizer step and micro-batch of the last per-batch draws
+        self._micro_batch = 0  # number of the next one in its step
         self._loss_log = self._new_loss_log()
         self._is_step_skipped = False
         self._checkpoint: str | None = None  # that the run is resumed from
@@ -140,7 +138,7 @@ class SSLTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImagesPerSecondCallback())
         self._stop = StopCallback()
-        for callback in (StepCallback(self), self._stop, SaveAfterEpochCallback()):
+        for callback in (StepCallback(self), self._stop, EpochEndCallback()):
             self.add_callback(callback)
 
     @property
@@ -200,49 +198,13 @@ class SSLTrainer(Trainer):
         found: list[str | None] = [None, None]
         if self.is_world_process_zero():
             try:
-                found[0] = self._find_start(resume)
+                found[0] = find_start(self.output_dir, resume, self._run())
             except (CheckpointError, OSError) as error:
                 found[1] = str(error)
         checkpoint, problem = broadcast_object_list(found)
         if problem is not None:
             raise CheckpointError(problem)
         return checkpoint
-
-    def _find_start(self, resume: str | bool | None) -> str | None:
-        expected = self._run()
-        if not resume:
-            finish_renaming(self.output_dir)
-            if earlier := list_checkpoints(self.output_dir):
-                raise CheckpointError(
-                    f"{self.output_dir} holds checkpoints of an earlier run ({earlier[0].name}). Continue that run with "
-                    "--resume_from_checkpoint true, or choose another --output_dir."
-                )
-            return None
-        if resume is True:
-            path, run = last_whole_checkpoint(self.output_dir)
-        else:
-            path, run = Path(resume), read_manifest(resume)
-        self._check_run(path, run, expected)
-        if resume is not True:
-            set_later_checkpoints_aside(self.output_dir, path)
-        return str(path)
-
-    def _check_run(self, path: Path, run: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Refuse a checkpoint of a run on other images, and say what else is different."""
-        if run["dataset"] != expected["dataset"]:
-            raise CheckpointError(
-                f"{path} was trained on other images ({run['num_train_images']:,} of them; there are "
-                f"{expected['num_train_images']:,} now). Resume with the same --dataset and --max_train_samples, or start "
-                "a new run in another --output_dir."
-            )
-        if run["save_only_model"]:
-            raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
-        for name in expected.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
-            if run[name] != expected[name]:
-                logger.warning(
-                    f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
-                    "not as it would have."
-                )
 
     def _run(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of the run."""
@@ -293,22 +255,6 @@ class SSLTrainer(Trainer):
 
     # ---- data ----
 
-    def _init_training_state(self, *args: Any) -> Any:
-        """Trainer's; the best checkpoint is looked for where the run's folder is now."""
-        result = super()._init_training_state(*args)
-        state = self.state
-        if state.best_global_step and self._checkpoint is not None:
-            places = (checkpoint_path(self.output_dir, state.best_global_step), state.best_model_checkpoint)
-            found = next((str(path) for path in places if path is not None and Path(path).is_dir()), None)
-            state.best_model_checkpoint = found
-            if found is None:
-                logger.warning(
-                    f"The best checkpoint, of step {state.best_global_step} ({state.best_metric}), is gone; the best one "
-                    "is now looked for among those that follow."
-                )
-                state.best_global_step = state.best_metric = None
-        return result
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share."""
         args = self.args
@@ -349,14 +295,11 @@ class SSLTrainer(Trainer):
             wrapped.broadcast_buffers = False
         self._steps_per_epoch = steps_per_epoch
         self._loss_log = self._new_loss_log()
-        self._draws_at, self._last_saved_step = (-1, -1), -1
-        self.num_skipped_steps, self.data_seconds = 0, 0.0
+        self._last_saved_step, self.num_skipped_steps, self.data_seconds = -1, 0, 0.0
         if self._checkpoint is not None:
             self._load_progress(self._checkpoint)
-            if (
-                self.state.global_step >= self.state.max_steps
-            ):  # there is no step left before which Trainer would do it
-                self._load_rng_state(self._checkpoint)
+            if self.state.global_step >= self.state.max_steps:
+                self._load_rng_state(self._checkpoint)  # Trainer does so before the next step, and there is none
         num_steps = self.state.max_steps
         self._schedules = self.model.schedules(num_steps, steps_per_epoch)
         if self.args.final_weight_decay is not None:
@@ -371,6 +314,7 @@ class SSLTrainer(Trainer):
 
     def begin_step(self) -> None:
         """Called by [`StepCallback`] before the first micro-batch of an optimizer step."""
+        self._micro_batch = 0
         self._values = {name: schedule(self.state.global_step) for name, schedule in self._schedules.items()}
         if "weight_decay" in self._values:
             for group in self.optimizer.param_groups:  # type: ignore[union-attr]
@@ -388,24 +332,16 @@ class SSLTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The views of a batch, made on the device, and the model's loss on them."""
-        index, seed = inputs["index"], self.args.seed
-        step = Step(self._batch_draws(), Draws.for_samples(seed, inputs["epoch"], index), self._values)
+        args, number, index = self.args, self.state.global_step, inputs["index"]
+        draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index, args.device)
+        step = Step(draws, Draws.for_samples(args.seed, inputs["epoch"], index), self._values)
         outputs = model(**self.views(inputs), **self.model.step_inputs(step))
         loss = outputs["loss"]
-        finite = self._loss_log.add(
-            outputs, index, self.state.global_step + 1, self._draws_at[1] % self.args.gradient_accumulation_steps
-        )
-        if self.args.max_skipped_steps:
+        finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
+        self._micro_batch += 1
+        if args.max_skipped_steps:
             loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
         return (loss, outputs) if return_outputs else loss
-
-    def _batch_draws(self) -> Draws:
-        """Per-batch draws of this micro-batch, the same when a run is resumed."""
-        step, micro_batch = self.state.global_step, 0
-        if self._draws_at[0] == step:
-            micro_batch = self._draws_at[1] + 1
-        self._draws_at = (step, micro_batch)
-        return Draws.for_batch(self.args.seed, step, micro_batch, self.args.process_index, self.args.device)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         if self.args.gradient_clipping == "global":
@@ -575,8 +511,8 @@ class SSLTrainer(Trainer):
             shutil.rmtree(folder, ignore_errors=True)
             kept = list_checkpoints(self.output_dir)
             raise CheckpointError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {self.output_dir}"
-                f"{_free_space(self.output_dir)}: {error}. "
+                f"The checkpoint of step {self.state.global_step} could not be written to {self.output_dir}, with "
+                f"{shutil.disk_usage(self.output_dir).free:,} bytes free: {error}. "
                 + (f"{kept[0].name} is as it was. " if kept else "There is no earlier one. ")
                 + "Make room, or the folder writable, and resume with --resume_from_checkpoint true."
             ) from error
@@ -645,8 +581,6 @@ class SSLTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # they have files of their own, under the model's names
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {SAFE_WEIGHTS_NAME} in {resume_from_checkpoint} to resume from.")
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         try:
             target.load_state_dict(load_file(path, device="cpu"), strict=True)
@@ -655,6 +589,22 @@ class SSLTrainer(Trainer):
                 f"{resume_from_checkpoint} is of another model than this command makes; resume with the same --method, "
                 f"--backbone, sizes and options of the model. {error}"
             ) from error
+
+    def _init_training_state(self, *args: Any) -> Any:
+        """Trainer's; the best checkpoint is looked for where the run's folder is now."""
+        result = super()._init_training_state(*args)
+        state = self.state
+        if state.best_global_step and self._checkpoint is not None:
+            places = (checkpoint_path(self.output_dir, state.best_global_step), state.best_model_checkpoint)
+            found = next((str(path) for path in places if path is not None and Path(path).is_dir()), None)
+            state.best_model_checkpoint = found
+            if found is None:
+                logger.warning(
+                    f"The best checkpoint, of step {state.best_global_step} ({state.best_metric}), is gone; the best one "
+                    "is now looked for among those that follow."
+                )
+                state.best_global_step = state.best_metric = None
+        return result
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -689,10 +639,3 @@ class SSLTrainer(Trainer):
             revision=revision or self.args.hub_revision,
             ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json"],
         )
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f", with {shutil.disk_usage(folder).free:,} bytes free"
-    except OSError:
-        return ""

@@ -1,7 +1,9 @@
 """Processes that read data."""
 
 import multiprocessing
+import os
 import signal
+from functools import cache
 from multiprocessing.util import Finalize
 
 
@@ -23,6 +25,12 @@ def end_workers_at_exit() -> None:
     Let the process that starts workers kill those that are left when it exits. Python would send them SIGTERM, which
     they ignore, and wait for them forever.
     """
+    _register(os.getpid())
+
+
+@cache
+def _register(pid: int) -> None:
+    """Once for each process: a forked one has its parent's memory, but not what its parent does at exit."""
     Finalize(None, _kill_workers, exitpriority=100)
 
 

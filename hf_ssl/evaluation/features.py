@@ -214,9 +214,8 @@ def pixel_features(
         num_workers (`int`, *optional*, defaults to 0): Processes that read the dataset.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor | None]`: Features of shape `(N, 3 * height * width)`, at
-        most `(N, 3072)`, float32, and labels of
-        shape `(N,)`, int64, or none.
+        `tuple[torch.Tensor, torch.Tensor | None]`: Features of shape `(N, 3 * height * width)`, at most `(N, 3072)`,
+        float32, and labels of shape `(N,)`, int64, or none.
 
     Raises:
         `ValueError`: If the dataset is empty or only a part of it has labels.

@@ -284,12 +284,10 @@ def read_manifest_of(checkpoint):
 
 def test_changed_learning_rate_and_weight_decay(cut):
     """What the command line says now is what counts, as the advice after a non-finite loss needs."""
-    from hf_ssl import trainer as module
-
     changed = {"learning_rate": 1e-4, "weight_decay": 0.3, "max_steps": 9}
     with pytest.MonkeyPatch.context() as patch:
         warnings = []
-        patch.setattr(module.logger, "warning", warnings.append)
+        patch.setattr(checkpoints.logger, "warning", warnings.append)
         trainer = make_trainer(cut, **SETTINGS | changed)
         rates = []
 
@@ -331,11 +329,9 @@ def test_other_model(cut, make):
 
 
 def test_other_batch_size_is_said(cut):
-    from hf_ssl import trainer as module
-
     with pytest.MonkeyPatch.context() as patch:
         warnings = []
-        patch.setattr(module.logger, "warning", warnings.append)
+        patch.setattr(checkpoints.logger, "warning", warnings.append)
         make_trainer(cut, per_device_train_batch_size=4, **SETTINGS).train(resume_from_checkpoint=True)
     assert any("images_per_step = 8, now it is 4" in text for text in warnings)
 

@@ -243,6 +243,7 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
 def step(trainer: SSLTrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward, backward, clip, update; the loss and the gradient norm before clipping."""
     trainer.optimizer.zero_grad()
+    trainer.begin_step()
     index = torch.arange(len(batch["pixel_values"]), device=DEVICE)
     loss = trainer.compute_loss(trainer.model, {**batch, "index": index, "epoch": torch.zeros_like(index)})
     loss.backward()
