@@ -2,16 +2,85 @@
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from .models.auto import Method, get_method, model_arguments
+from .backbones import VIT_SIZES, vit_config
+from .data import ImageData
+from .models.auto import METHODS, Method, get_method, model_arguments
+from .models.base import SSLConfig
 from .training_args import SSLTrainingArguments
+
+
+@dataclass
+class PretrainArguments:
+    """What to pretrain, and on what."""
+
+    method: str = field(default="relvit", metadata={"help": f"The method: {', '.join(METHODS)}."})
+    mode: str | None = field(
+        default=None, metadata={"help": "A mode of the method; unset, its first (RelViT: upstream)."}
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "Name of a recipe or path of a yaml file; unset, the dataset's own recipe, else 'default'."},
+    )
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
+            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
+        },
+    )
+    backbone: str = field(default="vit-tiny", metadata={"help": "The encoder.", "choices": list(VIT_SIZES)})
+    image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
+    eval_crop_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
+            "0.875 from 128 pixels on, else 1."
+        },
+    )
+    knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})
+    knn_query_samples: int = field(default=2000, metadata={"help": "Test images that the kNN monitor classifies."})
+    encoder: str = field(
+        default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
+    )
+
+
+def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> SSLConfig:
+    """
+    Put the configuration of a method's model together.
+
+    Args:
+        args ([`PretrainArguments`]): Names the method, and the encoder with its sizes.
+        model_args (`Any`): The method's own options, an instance of what [`~hf_ssl.models.auto.model_arguments`] made.
+        data ([`~hf_ssl.data.ImageData`]): Tells the number of classes, if there are labels.
+
+    Returns:
+        [`SSLConfig`]: of the method's own class.
+    """
+    method = get_method(args.method)
+    backbone_config = vit_config(
+        args.backbone,
+        image_size=args.image_size,
+        patch_size=args.patch_size,
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.attention_dropout,
+        **method.backbone_overrides,
+    )
+    labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
+    return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
 
 
 def read_recipe(recipes: Path, method: str, name: str | None, dataset: str) -> dict[str, Any]:
@@ -77,19 +146,129 @@ def parse_with_recipe(
     recipe = read_recipe(recipes, first.method, first.recipe, first.dataset)
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
     parser = _parser(script_arguments, method)
-    values = _checked(parser, {**_mode_values(method, mode), **recipe, "mode": mode})
+    mode_values, recipe = (flat_values(method.views_config_class, v) for v in (_mode_values(method, mode), recipe))
+    values = _checked(parser, {**mode_values, **recipe, "mode": mode})
     # The recipe is read as if its values were typed first: types and choices are checked, and what is typed later wins.
     argv = [*_as_flags(values), *argv]
     known = parser.parse_known_args(argv)[0]
     if known.output_dir is None:
         argv += ["--output_dir", f"outputs/{known.method}-{dataset_name(known.dataset)}"]
-    script_args, training_args, model_args, views_config = parser.parse_args_into_dataclasses(argv)
-    return script_args, training_args, model_args, views_config
+    script_args, training_args, model_args, views_args = parser.parse_args_into_dataclasses(argv)
+    return script_args, training_args, model_args, from_flat_values(method.views_config_class, vars(views_args))
 
 
 def dataset_name(dataset: str) -> str:
     """What a dataset is called for short: the last part of its id, or the name of its folder."""
     return Path(dataset).expanduser().resolve().name
+
+
+def flat_arguments(config_class: type) -> type:
+    """
+    The fields of a configuration as a dataclass of command-line arguments. Where a field is a dataclass itself, such as
+    a view, each of its fields is an argument: field `blur` of the view `local` is `local_blur`.
+
+    Args:
+        config_class (`type`): A dataclass.
+
+    Returns:
+        `type`: a dataclass that checks nothing; [`from_flat_values`] makes the configuration of what was parsed.
+    """
+    arguments = _flat_fields(config_class)
+    return make_dataclass(f"{config_class.__name__}Arguments", arguments, kw_only=True)
+
+
+def flat_values(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Spell nested values flat: `{"local": {"blur": 0.5}}` as `{"local_blur": 0.5}`.
+
+    Args:
+        config_class (`type`): The dataclass that knows which fields are dataclasses themselves.
+        values (`Mapping[str, Any]`): Values by name; other names than those of its fields may be among them.
+
+    Returns:
+        `dict[str, Any]`: values by the names that [`flat_arguments`] gives to arguments.
+
+    Raises:
+        `ValueError`: a value is given in both forms.
+    """
+    nested = _nested_types(config_class)
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        entries = {name: value}
+        if name in nested and isinstance(value, dict):
+            entries = {f"{name}_{key}": inner for key, inner in flat_values(nested[name], value).items()}
+        for key in entries:
+            if key in flat:
+                raise ValueError(f"The recipe sets {key!r} twice, flat and in a mapping; leave one of the two out.")
+        flat |= entries
+    return flat
+
+
+def from_flat_values(config_class: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """
+    Make a configuration of flat values.
+
+    Args:
+        config_class (`type`): The dataclass.
+        values (`Mapping[str, Any]`): A value for each argument of [`flat_arguments`].
+        prefix (`str`, *optional*, defaults to `""`): What the names of its arguments begin with.
+
+    Returns:
+        `Any`: an instance of the dataclass.
+
+    Raises:
+        `ValueError`: it, or a dataclass in it, refuses a value; the message begins with the latter's name.
+    """
+    nested, own = _nested_types(config_class), {}
+    for name in _types(config_class):
+        if name not in nested:
+            own[name] = values[prefix + name]
+            continue
+        try:
+            own[name] = from_flat_values(nested[name], values, f"{prefix}{name}_")
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return config_class(**own)
+
+
+def _types(config_class: type) -> dict[str, Any]:
+    """The type of each field that is an argument of the class."""
+    types = get_type_hints(config_class)
+    return {item.name: types[item.name] for item in fields(config_class) if item.init}
+
+
+def _nested_types(config_class: type) -> dict[str, Any]:
+    """The type of each field that is a dataclass itself."""
+    return {name: field_type for name, field_type in _types(config_class).items() if is_dataclass(field_type)}
+
+
+def _flat_fields(config_class: type, defaults: Any = MISSING, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Name, type and field of each argument; the defaults are those of an instance, if one is given."""
+    types, nested = _types(config_class), _nested_types(config_class)
+    arguments: list[tuple[str, Any, Any]] = []
+    for item in fields(config_class):
+        if item.name not in types:
+            continue
+        name = prefix + item.name
+        default = _default(item) if defaults is MISSING else getattr(defaults, item.name)
+        if item.name in nested:
+            arguments += _flat_fields(nested[item.name], default, f"{name}_")
+        else:
+            arguments.append((name, types[item.name], _argument(item, default, prefix)))
+    return arguments
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _argument(item: Field[Any], default: Any, prefix: str) -> Any:
+    metadata = dict(item.metadata)
+    if prefix and "help" in metadata:
+        metadata["help"] = f"{prefix.removesuffix('_')}: {metadata['help']}"
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def _as_flags(values: dict[str, Any]) -> list[str]:
@@ -105,7 +284,7 @@ def _parser(script_arguments: Any, method: Method) -> HfArgumentParser:
         script_arguments,
         SSLTrainingArguments,
         model_arguments(method.config_class),
-        method.views_config_class,
+        flat_arguments(method.views_config_class),
     )
     return HfArgumentParser(groups, formatter_class=ArgumentDefaultsHelpFormatter)
 

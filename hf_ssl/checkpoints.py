@@ -163,12 +163,24 @@ def _check_run(path: Path, run: dict[str, Any], expected: dict[str, Any]) -> Non
         )
     if run["save_only_model"]:
         raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
-    for name in expected.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
-        if run[name] != expected[name]:
+    earlier, now = _flat(run), _flat(expected)
+    for name in now.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
+        if earlier.get(name) != now[name]:
             logger.warning(
-                f"{path.name} was written with {name} = {run[name]}, now it is {expected[name]}: the run goes on, but "
+                f"{path.name} was written with {name} = {earlier.get(name)}, now it is {now[name]}: the run goes on, but "
                 "not as it would have."
             )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted names: `{"views": {"flip": 0.5}}` as `{"views.flip": 0.5}`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": item for key, item in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from .checkpoints import (
     read_manifest,
 )
 from .clipping import clip_per_parameter_
-from .data import EpochSampler, collate, end_workers_at_exit, start_worker
+from .data import AugmentedSource, EpochSampler, collate, end_workers_at_exit, start_worker
 from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
@@ -48,7 +48,7 @@ from .parameter_groups import parameter_groups
 from .schedules import SCHEDULES, Schedule, cosine
 from .stopping import EpochEndCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
-from .views import Draws
+from .views import Draws, save_views
 
 
 logger = logging.get_logger(__name__)
@@ -78,8 +78,10 @@ class SSLTrainer(Trainer):
         train_dataset (`torch.utils.data.Dataset`):
             A source of `hf_ssl.data`, whose batches are flat dictionaries of tensors with `index` and `epoch`; its
             `fingerprint()` names its content.
-        views (`Callable[[dict[str, Tensor]], dict[str, Tensor]]`):
-            Turns such a batch into the arguments of `model.forward`, on the device.
+        views (`Callable[[dict[str, Tensor], Draws | None], dict[str, Tensor]]`):
+            Turns such a batch into the arguments of `model.forward`, where `augment_on` says; its second argument are the
+            draws of the batch, None in a worker. What is done is saved beside the checkpoints if `views.config`, a
+            dataclass, tells it.
         monitor (`Callable[[SSLPreTrainedModel], dict[str, float]]`, *optional*):
             Measures the model in mid-run (see [`hf_ssl.evaluation.KNNMonitor`]); called by `evaluate`, so that
             `eval_strategy`, `eval_steps`, `eval_on_start` and `metric_for_best_model` mean what they always mean.
@@ -95,7 +97,7 @@ class SSLTrainer(Trainer):
         model: SSLPreTrainedModel,
         args: SSLTrainingArguments,
         train_dataset: Any,
-        views: Callable[[Batch], Batch],
+        views: Callable[[Batch, Draws | None], Batch],
         monitor: Callable[[SSLPreTrainedModel], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
@@ -120,6 +122,10 @@ class SSLTrainer(Trainer):
         )
         del model.config.use_cache  # Trainer sets it, for language models; it would be saved
         self.views = views
+        self._views_config: Any = getattr(views, "config", None)
+        if not is_dataclass(self._views_config):
+            self._views_config = None
+        self._augments_in_workers = self._find_where_to_augment() == "workers"
         self.monitor = monitor
         self.model.freeze()
         self.last_evaluated_step = -1
@@ -140,6 +146,19 @@ class SSLTrainer(Trainer):
         self._stop = StopCallback()
         for callback in (StepCallback(self), self._stop, EpochEndCallback()):
             self.add_callback(callback)
+
+    def _find_where_to_augment(self) -> str:
+        """What `augment_on` says; "auto" takes the workers' time, if there are any, where there is no accelerator."""
+        where, needs_batch_draws = self.args.augment_on, getattr(self.views, "needs_batch_draws", False)
+        if where == "workers" and needs_batch_draws:
+            raise ValueError(
+                "augment_on='workers' is not possible with these views: the images of a batch share random draws that are "
+                "made for the optimizer step, which a worker does not know. Use 'device'."
+            )
+        if where != "auto":
+            return where
+        has_idle_workers = self.args.device.type == "cpu" and self.args.dataloader_num_workers > 0
+        return "workers" if has_idle_workers and not needs_batch_draws else "device"
 
     @property
     def images_per_step(self) -> int:
@@ -218,6 +237,7 @@ class SSLTrainer(Trainer):
             "num_processes": self.args.world_size,
             "images_per_step": self.images_per_step,
             **{name: getattr(self.args, name) for name in COMPARED_ARGUMENTS},
+            **({} if self._views_config is None else {"views": asdict(self._views_config)}),
             "save_only_model": self.args.save_only_model,
         }
 
@@ -257,10 +277,10 @@ class SSLTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share."""
-        args = self.args
+        args, source = self.args, self.train_dataset
         self._sampler = EpochSampler(self.num_train_images, args.seed if args.data_seed is None else args.data_seed)
         loader: DataLoader[Any] = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            AugmentedSource(source, self.views) if self._augments_in_workers else source,  # type: ignore[arg-type]
             batch_size=self._train_batch_size,
             sampler=self._sampler,
             collate_fn=collate,  # type: ignore[arg-type]
@@ -331,11 +351,15 @@ class SSLTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The views of a batch, made on the device, and the model's loss on them."""
-        args, number, index = self.args, self.state.global_step, inputs["index"]
+        """The views of a batch, made on the device unless a worker has made them, and the model's loss on them."""
+        args, number, epoch, index = self.args, self.state.global_step, inputs["epoch"], inputs["index"]
         draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index, args.device)
-        step = Step(draws, Draws.for_samples(args.seed, inputs["epoch"], index), self._values)
-        outputs = model(**self.views(inputs), **self.model.step_inputs(step))
+        step = Step(draws, Draws.for_samples(args.seed, epoch, index), self._values)
+        if self._augments_in_workers:
+            views = {name: value for name, value in inputs.items() if name not in ("epoch", "index")}
+        else:
+            views = self.views(inputs, draws)
+        outputs = model(**views, **self.model.step_inputs(step))
         loss = outputs["loss"]
         finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
         self._micro_batch += 1
@@ -575,6 +599,8 @@ class SSLTrainer(Trainer):
         )
         if self.args.should_save and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+        if self.args.should_save and self._views_config is not None:
+            save_views(self._views_config, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load every tensor, or fail; Trainer's own method would leave renamed tensors at their initial values."""

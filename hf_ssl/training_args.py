@@ -35,6 +35,10 @@ class SSLTrainingArguments(TrainingArguments):
         max_skipped_steps (`int`, *optional*, defaults to 0):
             Optimizer steps with a non-finite loss or gradient that are left out before the run stops. Looking for them in
             every step costs one synchronization with the device.
+        augment_on (`str`, *optional*, defaults to `"auto"`):
+            Where views are made: on the training `"device"`, a batch at a time, from images that travel as bytes; or on a
+            CPU in the data-loading `"workers"`. `"auto"` takes the workers, if there are any, where there is no
+            accelerator. Photos of unequal sizes are always decoded and cropped in the workers.
     """
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the global gradient norm; 0 does not clip."})
@@ -73,6 +77,13 @@ class SSLTrainingArguments(TrainingArguments):
     max_skipped_steps: int = field(
         default=0, metadata={"help": "Steps with a non-finite loss that are left out before the run stops."}
     )
+    augment_on: Literal["auto", "device", "workers"] = field(
+        default="auto",
+        metadata={
+            "help": "Where views are made: on the training device, or in the data-loading workers; auto takes the workers, "
+            "if there are any, where there is no accelerator."
+        },
+    )
 
     def __post_init__(self) -> None:
         # Otherwise transformers refuses bf16 on a machine without an accelerator, where it works.
@@ -91,6 +102,8 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if self.weight_decay_rule not in ("matrices", "all"):
             raise ValueError(f"weight_decay_rule={self.weight_decay_rule!r} is unknown; use 'matrices' or 'all'.")
+        if self.augment_on not in ("auto", "device", "workers"):
+            raise ValueError(f"augment_on={self.augment_on!r} is unknown; use 'auto', 'device' or 'workers'.")
         if self.gradient_clipping not in ("global", "per_parameter"):
             raise ValueError(
                 f"gradient_clipping={self.gradient_clipping!r} is unknown; use 'global' or 'per_parameter'."

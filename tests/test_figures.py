@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from hf_ssl import figures
-from hf_ssl.figures import plot_curves, plot_neighbors
+from hf_ssl.figures import plot_curves, plot_neighbors, plot_views
 
 
 def log_history():
@@ -23,9 +23,14 @@ def pixels(path):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
+def near(image, color, distance=12):
+    """Which pixels have about this RGB color."""
+    return np.abs(image - np.array(color)).max(axis=2) < distance
+
+
 def count(path, color):
     """Number of pixels of about this RGB color."""
-    return int((np.abs(pixels(path) - np.array(color)).max(axis=2) < 12).sum())
+    return int(near(pixels(path), color).sum())
 
 
 RED, GREEN = (0xCC, 0x33, 0x11), (0x00, 0x9E, 0x73)
@@ -81,6 +86,119 @@ def test_neighbors_errors(tmp_path):
         plot_neighbors(tmp_path / "x.png", **(task | {"neighbors_after": torch.zeros(1, 3, dtype=torch.int64)}))
 
 
+BLUE, ORANGE = (0x00, 0x77, 0xBB), (0xE6, 0x9F, 0x00)
+INCH = 160  # pixels
+
+
+def views_task(num_images=1, num_views=1, side=32):
+    """Sources of dark gray; view v is of one color, 100 + v in red."""
+    views = [torch.zeros(num_images, 3, 16, 16, dtype=torch.uint8) for _ in range(num_views)]
+    for v, view in enumerate(views):
+        view[:, 0] = 100 + 12 * v
+    return {
+        "sources": [torch.full((3, side, side), 20, dtype=torch.uint8)] * num_images,
+        "views": views,
+        "boxes": torch.tensor([8, 8, 16, 16, 0]).repeat(num_images, num_views, 1),
+        "names": [f"view {v + 1}" for v in range(num_views)],
+        "title": "Some views",
+    }
+
+
+def extent(mask):
+    """First and last row, first and last column of what is true."""
+    rows, columns = np.nonzero(mask)
+    return rows.min(), rows.max(), columns.min(), columns.max()
+
+
+def test_views(tmp_path):
+    path = tmp_path / "figures" / "views.png"
+    plot_views(path, **views_task(num_images=3, num_views=2))
+    image = pixels(path)
+    assert image.shape[1] == pytest.approx((0.3 + 1.6 + 2 * 1.6 + 0.1) * INCH, abs=1)
+    for v in range(2):
+        # Its view, beside the frame and the tag, of each of the three images.
+        assert 0.85 < count(path, (100 + 12 * v, 0, 0)) / (3 * (1.5 * INCH) ** 2) < 1
+    assert count(path, (20, 20, 20)) > 3 * 0.7 * (1.5 * INCH) ** 2
+
+
+@pytest.mark.parametrize("side", [32, 500])
+def test_box_of_a_view(tmp_path, side):
+    """A box lies where it should, in a small source that is enlarged and in a large one that is reduced."""
+    task = views_task(side=side)
+    task["boxes"] = torch.tensor([[[side // 4, side // 2, side // 2, side // 4, 0]]])
+    plot_views(tmp_path / "views.png", **task)
+    image = pixels(tmp_path / "views.png")
+    left, top = round(0.3 * INCH), round(0.73 * INCH)
+    source = image[top : top + 240, left : left + 240]
+    assert extent(near(source, BLUE, 30)) == pytest.approx((60, 180, 120, 180), abs=3)
+
+
+def test_boxes_outside_of_the_source(tmp_path):
+    task = views_task()
+    plot_views(tmp_path / "inside.png", **task)
+    task["boxes"] = torch.tensor([[[-4, 4, 32, 32, 0]]])
+    plot_views(tmp_path / "outside.png", **task)
+    hatch = (0xBB, 0xBB, 0xBB)
+    assert count(tmp_path / "inside.png", hatch) < count(tmp_path / "outside.png", hatch) - 50
+    # Room for four pixels around the source of 32.
+    shares = [count(tmp_path / f"{name}.png", (20, 20, 20)) for name in ("outside", "inside")]
+    assert shares[0] / shares[1] == pytest.approx((32 / 40) ** 2, rel=0.05)
+
+
+def test_flips_are_marked(tmp_path):
+    task = views_task(num_images=2)
+    plot_views(tmp_path / "views.png", **task)
+    task["boxes"] = task["boxes"].clone()
+    task["boxes"][1, 0, 4] = 1
+    plot_views(tmp_path / "flipped.png", **task)
+    changed = (pixels(tmp_path / "views.png") != pixels(tmp_path / "flipped.png")).any(2)
+    top = round(0.73 * INCH)
+    assert not changed[: top + 240].any()  # the first image
+    assert changed[top + 280 : top + 500].any() and changed[top + 500 :].any()  # the second one, and the note below
+
+
+def test_ten_views(tmp_path):
+    """In two lines of five, beside a source as high as both."""
+    plot_views(tmp_path / "views.png", **views_task(num_images=2, num_views=10))
+    image = pixels(tmp_path / "views.png")
+    assert image.shape[1] == pytest.approx((0.3 + 2.5 + 0.1 + 5 * 1.3 + 0.1) * INCH, abs=1)
+    assert near(image, BLUE).sum() > 100 and near(image, ORANGE).sum() > 100
+    areas = [near(image, (100 + 12 * v, 0, 0), 4).sum() for v in range(10)]
+    assert areas == pytest.approx(np.full(10, 2 * (1.2 * INCH) ** 2), rel=0.15)
+
+
+def test_short_rows_stand_side_by_side(tmp_path):
+    plot_views(tmp_path / "views.png", **views_task(num_images=8))
+    assert pixels(tmp_path / "views.png").shape[1] == pytest.approx((2 * 3.5 + 0.1) * INCH, abs=1)
+
+
+def test_sources_of_unequal_sizes(tmp_path):
+    """Undistorted, and enlarged without mixing pixels."""
+    task = views_task(num_images=3)
+    task["sources"] = [torch.zeros(3, *size, dtype=torch.uint8) for size in ((4, 8), (30, 10), (200, 3000))]
+    task["sources"][0][1, :, ::2] = 200
+    task["boxes"][:, :, 2:4] = 2
+    task["boxes"][:, :, :2] = 0
+    plot_views(tmp_path / "views.png", **task)
+    image = pixels(tmp_path / "views.png")
+    top, left = round(0.73 * INCH), round(0.3 * INCH)
+    first = image[top : top + 240, left : left + 240]
+    green = near(first, (0, 200, 0), 4)
+    assert extent(green)[:2] == pytest.approx((60, 180), abs=2)  # twice as wide as high
+    line = green[150]
+    assert np.flatnonzero(np.diff(line.astype(int))) == pytest.approx(np.arange(30, 240, 30) - 1, abs=1)
+
+
+def test_views_errors(tmp_path):
+    task = views_task(num_images=2, num_views=2)
+    with pytest.raises(ValueError, match=r"`boxes` of shape \(2, 2, 5\).*got \(2, 1, 5\)"):
+        plot_views(tmp_path / "x.png", **(task | {"boxes": task["boxes"][:, :1]}))
+    with pytest.raises(ValueError, match=r"a name for each view.*the names \['view 1'\]"):
+        plot_views(tmp_path / "x.png", **(task | {"names": ["view 1"]}))
+    with pytest.raises(ValueError, match=r"2 `sources`.*views of \[2, 1\] sources"):
+        plot_views(tmp_path / "x.png", **(task | {"views": [task["views"][0], task["views"][1][:1]]}))
+
+
 def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -93,3 +211,4 @@ def test_no_pyplot_state_is_touched(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     figures.plot_curves(log_history(), tmp_path / "curves.png", terms=["loss"])
     figures.plot_neighbors(tmp_path / "neighbors.png", **neighbors_task())
+    figures.plot_views(tmp_path / "views.png", **views_task())

@@ -12,7 +12,6 @@ method's views (`hf_ssl/models/<method>/views_<method>.py`) augment a batch on t
 import json
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,17 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from transformers.trainer_utils import TrainOutput
 
-from hf_ssl.arguments import parse_with_recipe
-from hf_ssl.backbones import VIT_SIZES, vit_config
+from hf_ssl.arguments import PretrainArguments, build_config, parse_with_recipe
 from hf_ssl.checkpoints import CheckpointError
 from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
-from hf_ssl.models import METHODS, SSLConfig, get_method
+from hf_ssl.models import get_method
 from hf_ssl.stopping import TrainingInterrupted
 from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
+from hf_ssl.views import save_views
 
 
 NEXT_STEPS = """
@@ -47,61 +46,6 @@ Look at {output_dir}/README.md and at figures/ beside it. What to try next:
     accelerate launch training/pretrain.py --method relvit --recipe cifar10 --dataset cifar10 --max_train_samples 5000
     accelerate launch training/pretrain.py --help
 """
-
-
-@dataclass
-class PretrainArguments:
-    """What to pretrain, and on what."""
-
-    method: str = field(default="relvit", metadata={"help": f"The method: {', '.join(METHODS)}."})
-    mode: str | None = field(
-        default=None, metadata={"help": "A mode of the method; unset, its first (RelViT: upstream)."}
-    )
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": "Name of a recipe or path of a yaml file; unset, the dataset's own recipe, else 'default'."},
-    )
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
-            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
-        },
-    )
-    backbone: str = field(default="vit-tiny", metadata={"help": "The encoder.", "choices": list(VIT_SIZES)})
-    image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
-    patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
-    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
-    eval_crop_ratio: float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
-            "0.875 from 128 pixels on, else 1."
-        },
-    )
-    knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})
-    knn_query_samples: int = field(default=2000, metadata={"help": "Test images that the kNN monitor classifies."})
-    encoder: str = field(
-        default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
-    )
-
-
-def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> SSLConfig:
-    """The configuration of the method's model."""
-    method = get_method(args.method)
-    backbone_config = vit_config(
-        args.backbone,
-        image_size=args.image_size,
-        patch_size=args.patch_size,
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.attention_dropout,
-        **method.backbone_overrides,
-    )
-    labels = {"num_labels": data.num_classes} if data.num_classes else {}
-    return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
 
 
 def build_monitor(
@@ -189,6 +133,7 @@ def finish(
         "num_train_images": trainer.num_train_images,
     }
     export_run(trainer.model, monitor.processor, output_dir, published(args))
+    save_views(trainer.views.config, Path(output_dir) / "pretraining")
     write_results(output_dir, results)
     trainer.state.save_to_json(str(Path(output_dir) / "trainer_state.json"))
     figures = draw_figures(trainer, monitor, data)

@@ -4,7 +4,7 @@ from .images import MAX_PIXELS, ImageError, decode_rgb, image_size
 from .loading import ImageData, load_image_data
 from .registry import DATASETS, DatasetInfo
 from .sampler import EpochSampler
-from .sources import PhotoSource, PhotoViews, TensorSource, collate, make_source
+from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
 from .workers import end_workers_at_exit, start_worker
 
@@ -12,6 +12,7 @@ from .workers import end_workers_at_exit, start_worker
 __all__ = [
     "DATASETS",
     "MAX_PIXELS",
+    "AugmentedSource",
     "DatasetInfo",
     "EpochSampler",
     "ImageData",

@@ -1,7 +1,7 @@
 """Map-style datasets that feed training: every batch is a flat dictionary of tensors."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -240,6 +240,39 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
         if "label" in rows:
             batch["labels"] = torch.tensor(rows["label"])
         return batch
+
+
+class AugmentedSource(torch.utils.data.Dataset[dict[str, Any]]):
+    """
+    A source whose batches are augmented where they are read: on a CPU, in the data-loading workers.
+
+    Args:
+        source ([`TensorSource`] or [`PhotoSource`]):
+            The images.
+        views (`Callable[[dict[str, Tensor], None], dict[str, Tensor]]`):
+            Turns a batch of the source into the inputs of a model.
+    """
+
+    def __init__(self, source: Any, views: Callable[[dict[str, Tensor], None], dict[str, Tensor]]) -> None:
+        self.source = source
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """
+        Reads a training batch.
+
+        Args:
+            keys (`Sequence[tuple[int, int]]` of length `batch_size`):
+                Pairs of epoch and index, as [`EpochSampler`] yields them.
+
+        Returns:
+            `dict[str, torch.Tensor]`: what the views made of it, with its `index` and `epoch`.
+        """
+        batch = self.source.__getitems__(keys)
+        return {**self.views(batch, None), "index": batch["index"], "epoch": batch["epoch"]}
 
 
 def make_source(dataset: Dataset, views: PhotoViews | None = None) -> TensorSource | PhotoSource:

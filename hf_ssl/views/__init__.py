@@ -1,28 +1,75 @@
 """Batched augmentation: parameters are drawn first, as tensors, then applied to the whole batch."""
 
-from .boxes import random_flip, random_padded_crop, random_resized_crop, random_square_crop
+from .blur import blur_weights, gaussian_blur
+from .boxes import (
+    center_crop,
+    random_erasing,
+    random_flip,
+    random_padded_crop,
+    random_resized_crop,
+    random_square_crop,
+    whole_image,
+)
+from .colors import Colors, apply_colors, draw_colors
+from .geometry import (
+    correspondences,
+    intersection,
+    overlap_ratio,
+    patch_centers,
+    patch_edges,
+    sampling_probabilities,
+)
 from .patches import join_patches, permute_patches, split_patches
-from .photometric import adjust_hue, batch_innermost, color_jitter, grayscale, normalize, random_grayscale
+from .photometric import adjust_hue, color_jitter, erase, grayscale, normalize, random_grayscale, solarize
+from .photos import resized_crop
+from .pipeline import MultiViewPipeline, blocks, draw_boxes, random_erase, render, render_photo, sizes_of
 from .random import Draws
-from .resample import apply_weights, resample, resize_weights
+from .resample import apply_weights, resample, resample_each, resize_weights
+from .view import View, save_views
 
 
 __all__ = [
+    "Colors",
     "Draws",
+    "MultiViewPipeline",
+    "View",
     "adjust_hue",
+    "apply_colors",
     "apply_weights",
-    "batch_innermost",
+    "blocks",
+    "blur_weights",
+    "center_crop",
     "color_jitter",
+    "correspondences",
+    "draw_boxes",
+    "draw_colors",
+    "erase",
+    "gaussian_blur",
     "grayscale",
+    "intersection",
     "join_patches",
     "normalize",
+    "overlap_ratio",
+    "patch_centers",
+    "patch_edges",
     "permute_patches",
+    "random_erase",
+    "random_erasing",
     "random_flip",
     "random_grayscale",
     "random_padded_crop",
     "random_resized_crop",
     "random_square_crop",
+    "render",
+    "render_photo",
     "resample",
+    "resample_each",
     "resize_weights",
+    "resized_crop",
+    "sampling_probabilities",
+    "save_views",
+    "sizes_of",
+    "solarize",
     "split_patches",
+    "whole_image",
 ]

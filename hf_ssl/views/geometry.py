@@ -8,14 +8,8 @@ view.
 import torch
 from torch import Tensor
 
-from .random import Draws
-
 
 Grid = tuple[int, int]
-
-# Stands for log(0) in [`weighted_choice`]: below every other logarithm (-745 at least) by more than two Gumbel numbers
-# differ (41 at most).
-_LOG_ZERO = -1000.0
 
 
 def patch_edges(boxes: Tensor, grid: Grid, flip_aware: bool = True) -> tuple[Tensor, Tensor]:
@@ -90,12 +84,12 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def correspondences(
-    boxes1: Tensor, boxes2: Tensor, grid1: Grid, grid2: Grid, strict: bool = True
+    boxes1: Tensor, boxes2: Tensor, grid1: Grid, grid2: Grid, strict: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Which patch of one view shows the same place as which patch of another, by the rule of PW-Self (Javidani et al.,
     "PW-Self: Patch-Wise Self-Supervised Visual Representation Learning", arXiv 2310.18651) as its released code has
-    it.
+    it, one overflow mended (see `strict`).
 
     On each axis of each view, the part that the two boxes share begins at a whole cell of the grid and is a whole
     number of cells long; both are rounded on their own, halves to the even number. The longer of the two runs of cells
@@ -116,10 +110,11 @@ def correspondences(
             Rows and columns of the first views' patch grid.
         grid2 (`tuple[int, int]`):
             Rows and columns of the second views' patch grid.
-        strict (`bool`, *optional*, defaults to `True`):
+        strict (`bool`, *optional*, defaults to `False`):
             Begin and length, both rounded up, may reach one cell beyond the grid (where both end on half cells; grids
-            of odd sides, nearly always). That cell is dropped, but where the view is mirrored the authors' slice wraps
-            around and nothing is matched at all. `False` drops the cell there as well.
+            of odd sides, nearly always). That cell is dropped. In the released code it is only dropped where the view
+            is not mirrored; otherwise the authors' slice wraps around and nothing is matched at all. `True` reproduces
+            this.
 
     Returns:
         `tuple` of three `torch.Tensor` of shape `(..., num_places)`, where `num_places` is the smaller number of rows
@@ -224,7 +219,7 @@ def _covered_share(intervals: Tensor, covers: Tensor) -> Tensor:
 def sampling_probabilities(ratio: Tensor, power: float) -> Tensor:
     """
     Probabilities proportional to `ratio ** power`: the more of a patch is uncovered, the likelier it is sampled (APS,
-    arXiv 2306.02854).
+    arXiv 2306.02854). [`Draws.weighted_choice`] draws the patches.
 
     Args:
         ratio (`torch.Tensor` of shape `(..., num_patches)`): The uncovered share of each patch, see [`overlap_ratio`].
@@ -235,38 +230,3 @@ def sampling_probabilities(ratio: Tensor, power: float) -> Tensor:
     """
     weights = ratio**power
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def weighted_choice(probabilities: Tensor, count: int, draws: Draws, name: str = "choice") -> Tensor:
-    """
-    Draw without replacement: one item after the other, each in proportion to the probabilities of those that are left.
-
-    The first `count` items by log-probability plus Gumbel noise have exactly this distribution, order included
-    (Yellott, "The relationship between Luce's choice axiom, Thurstone's theory of comparative judgment, and the double
-    exponential distribution", 1977; as exponential keys in Efraimidis and Spirakis, "Weighted random sampling with a
-    reservoir", 2006), which makes it a batched operation without a loop. Items of probability 0 come last, in
-    uniformly random order: they fill up the choice where fewer than `count` others exist.
-
-    Args:
-        probabilities (`torch.Tensor` of shape `(num_rows, ..., num_items)`): Probabilities; they need not sum to 1.
-        count (`int`): Items to draw.
-        draws ([`Draws`]): As many rows as `probabilities`.
-        name (`str`, *optional*, defaults to `"choice"`): The name of the draw.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, ..., count)`, int64: the items in the order in which they are drawn.
-
-    Raises:
-        `ValueError`: if `count` is more than there are items.
-    """
-    if count > probabilities.shape[-1]:
-        raise ValueError(f"count={count} items cannot be drawn from {probabilities.shape[-1]} without replacement.")
-    logits = probabilities.double().log().clamp(min=_LOG_ZERO)
-    return (logits + _gumbel(draws, name, *probabilities.shape[1:])).topk(count).indices
-
-
-def _gumbel(draws: Draws, name: str, *shape: int) -> Tensor:
-    """Standard Gumbel float64, from 52 random bits, always finite: shape `(num_rows, *shape)`."""
-    # bits >> 12 is uniform in -2**51 … 2**51 - 1; the halves keep `uniform` clear of 0 and of 1.
-    uniform = ((draws.bits(name, *shape) >> 12).double() + 0.5) * 2.0**-52 + 0.5
-    return -(-uniform.log()).log()

@@ -1,8 +1,14 @@
 """Photometric operations with one set of parameters for each image of a batch.
 
-Each function equals its torchvision functional, image by image. Results keep the memory order of their input: a stack of
-very small images (RelViT's patches) is fastest with the batch innermost, see [`batch_innermost`].
+Each function equals its torchvision functional, image by image, on float images. An operation that is not applied to an
+image leaves it bit for bit as it is.
+
+On a CPU the images that an operation is applied to are picked out first, and arithmetic stands in for comparisons and
+`torch.where`, which are not vectorized there. An accelerator computes all images and selects: picking would have to wait
+for the number of them.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,13 +17,33 @@ from torch import Tensor
 # The order of the columns of `factors` and the meaning of the numbers in `order` of [`color_jitter`].
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
+_FEW_PIXELS = 256
 
-def batch_innermost(images: Tensor) -> Tensor:
+
+def apply_where(operation: Callable[..., Tensor], images: Tensor, apply: Tensor, *parameters: Tensor) -> Tensor:
     """
-    The same `(batch_size, channels, height, width)` tensor with the batch as the innermost dimension in memory, so that
-    elementwise operations with per-image parameters run over long contiguous rows even when the images are tiny.
+    `operation(images, *parameters)` for some images of a batch.
+
+    Args:
+        operation (`Callable`): Keeps the shape of the images.
+        images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
+        apply (`torch.Tensor` of shape `(batch_size,)`, bool): The images that it is applied to.
+        parameters (`torch.Tensor` of shape `(batch_size, ...)`): Parameters of each image.
+
+    Returns:
+        `torch.Tensor` of the shape of `images`; the other images are as they were.
     """
-    return images.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    if not _picks(images):
+        return torch.where(_per_image(apply), operation(images, *parameters), images)
+    chosen = apply.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return images
+    changed = operation(images[chosen], *(values[chosen] for values in parameters))
+    return images.index_copy(0, chosen, changed)
+
+
+def _picks(images: Tensor) -> bool:
+    return images.device.type == "cpu"
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -26,21 +52,58 @@ def _per_image(values: Tensor) -> Tensor:
 
 def grayscale(images: Tensor) -> Tensor:
     """Luma of RGB images (ITU-R 601-2: 0.2989, 0.587, 0.114): `(batch_size, 3, h, w)` to `(batch_size, 1, h, w)`."""
-    red, green, blue = images.split(1, dim=1)
+    return _luma(images.split(1, dim=1))
+
+
+def _luma(channels: tuple[Tensor, ...] | Tensor) -> Tensor:
+    red, green, blue = channels
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def random_grayscale(images: Tensor, apply: Tensor) -> Tensor:
     """Grayscale, still with three channels, where `apply` (bool of shape `(batch_size,)`) is true."""
-    return _select(apply, grayscale(images), images)
+    return apply_where(lambda chosen: grayscale(chosen).expand_as(chosen), images, apply)
 
 
-def _select(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+def solarize(images: Tensor, apply: Tensor, threshold: float = 128 / 255) -> Tensor:
     """
-    `chosen` where `condition`, of shape `(batch_size,)`, is true, else `other`, bit for bit (for finite values). On a CPU
-    `torch.where` is not vectorized and takes several times as long.
+    Invert the values at or above `threshold`, as `torchvision.transforms.functional.solarize` does.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images in [0, 1].
+        apply (`torch.Tensor` of shape `(batch_size,)`, bool): Images that are solarized.
+        threshold (`float`, *optional*, defaults to 128 / 255): PIL's 128 of 255.
+
+    Returns:
+        `torch.Tensor` of the shape of `images`.
     """
-    return torch.lerp(other, chosen, _per_image(condition).to(other.dtype))
+    return apply_where(lambda chosen: torch.where(chosen >= threshold, 1 - chosen, chosen), images, apply)
+
+
+def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """`(images - mean) / std` for each channel of `(batch_size, channels, height, width)` images in [0, 1]."""
+    # Built by fills rather than copied from the host, which would wait for an accelerator.
+    values = [torch.full((1, 1, 1, 1), v, device=images.device, dtype=images.dtype) for v in (*mean, *std)]
+    return (images - torch.cat(values[: len(mean)], 1)).div_(torch.cat(values[len(mean) :], 1))
+
+
+def erase(images: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
+    """
+    Replace a box of each image, as `torchvision.transforms.functional.erase` does.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64): See [`hf_ssl.views.boxes`]; an empty one erases nothing.
+        noise (`torch.Tensor` of the shape of `images`): What comes in their place.
+
+    Returns:
+        `torch.Tensor` of the shape of `images`.
+    """
+    start, size = boxes[:, :2, None], boxes[:, 2:4, None]
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    inside_rows = (rows >= start[:, 0]) & (rows < start[:, 0] + size[:, 0])
+    inside_columns = (columns >= start[:, 1]) & (columns < start[:, 1] + size[:, 1])
+    return torch.where((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], noise, images)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -55,44 +118,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, 3, height, width)`.
     """
-    red, green, blue = images.split(1, dim=1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # Which channel is the largest, as 0 or 1 (on a CPU, arithmetic takes a fraction of the time of comparisons); red
-    # before green before blue where they are equal.
-    is_red = 1 - (value - red).sign_()
-    is_green = (1 - is_red) * (1 - (value - green).sign_())
-    is_blue = 1 - is_red - is_green
-    # The hue, first in sixths of a turn; that of a gray pixel is 0 (its numerator is 0).
-    offset = is_red * (green - blue) + is_green * (blue - red) + is_blue * (red - green)
-    hue = offset / chroma.clamp(min=torch.finfo(images.dtype).tiny) + (2 * is_green + 4 * is_blue)
-    hue = hue / 6 + _per_image(shift)
-    hue = (hue - hue.floor()) * 6
-
-    sector = hue.floor()
-    # Channel n follows the trapezoid value - chroma · clamp(min(k, 4 - k), 0, 1) over k = hue + n (mod 6). Where k ≥ 4
-    # the channel is the value itself, which torchvision leaves unclamped. (torchvision divides chroma by value and
-    # multiplies again, which gives NaN where the value is 0 and another channel is negative.)
-    whole = sector + torch.arange(5, 0, -2, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    whole = whole - 6 * (whole / 6).floor_()
-    k = whole + (hue - sector)
-    unbounded = (whole - 3).clamp_(0.0, 1.0) * torch.finfo(images.dtype).max
-    lowered = value - chroma * torch.minimum(k, 4 - k).clamp_(0.0, 1.0)
-    return torch.minimum(torch.maximum(lowered, -unbounded), 1 + unbounded)
-
-
-def _blend(images: Tensor, operation: Tensor, factor: Tensor, apply: Tensor) -> Tensor:
-    """
-    Brightness, contrast and saturation are one operation: away from black, from the mean gray, or from the gray image,
-    then clamped to [0, 1]. `operation`, `factor` and `apply` have shape `(batch_size,)`.
-    """
-    operation, apply = _per_image(operation), _per_image(apply)
-    gray = grayscale(images)
-    mean = gray.mean((-2, -1), keepdim=True) * (operation == CONTRAST)
-    origin = torch.addcmul(mean, gray, (operation == SATURATION).to(images.dtype))
-    blended = torch.lerp(origin, images, torch.where(apply, _per_image(factor), 1.0))
-    lower, upper = torch.where(apply, 0.0, -torch.inf), torch.where(apply, 1.0, torch.inf)
-    return torch.minimum(torch.maximum(blended, lower), upper)
+    planes = _planes(images, torch.arange(len(images), device=images.device))
+    _turn_hue_(planes, shift)
+    return _images(planes, images)
 
 
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor) -> Tensor:
@@ -112,21 +140,110 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor) 
     Returns:
         `torch.Tensor` of shape `(batch_size, 3, height, width)`.
     """
-    # Hue, the costly one, is computed once for all images, between the blends that precede and those that follow it.
     hue_place = (order == HUE).int().argmax(1)
-    place = torch.arange(3, device=order.device)
-    blends = order.gather(1, place + (place >= hue_place[:, None]))
-    blend_factors = factors.gather(1, blends)
-    for i in range(3):
-        images = _blend(images, blends[:, i], blend_factors[:, i], apply & (i < hue_place))
-    images = _select(apply, adjust_hue(images, factors[:, HUE]), images)
-    for i in range(3):
-        images = _blend(images, blends[:, i], blend_factors[:, i], apply & (i >= hue_place))
-    return images
+    before: list[slice | Tensor]
+    after: list[slice | Tensor]
+    if _picks(images):
+        # Sorted by the place of their hue, the images whose i-th blend comes before their hue are one slice.
+        chosen = apply.nonzero()[:, 0]
+        hue_place, by_place = hue_place[chosen].sort()
+        chosen = chosen[by_place]
+        ends = torch.searchsorted(hue_place, torch.arange(3), right=True).tolist()
+        before, after = [slice(end, None) for end in ends], [slice(end) for end in ends]
+    else:
+        chosen = torch.arange(len(images), device=images.device)
+        before, after = [i < hue_place for i in range(3)], [i >= hue_place for i in range(3)]
+
+    order, factors = order[chosen], factors[chosen]
+    slot = torch.arange(3, device=order.device)
+    blends = order.gather(1, slot + (slot >= hue_place[:, None]))
+    keep = factors.gather(1, blends)
+    to_mean, to_gray = ((1 - keep) * (blends == operation) for operation in (CONTRAST, SATURATION))
+    planes = _planes(images, chosen)
+    # Hue, the costly one, is computed once for all images, between the blends before it and those after it.
+    for i, rows in enumerate(before):
+        _blend_(planes, keep[:, i, None], to_mean[:, i, None], to_gray[:, i, None], rows)
+    _turn_hue_(planes, factors[:, HUE])
+    for i, rows in enumerate(after):
+        _blend_(planes, keep[:, i, None], to_mean[:, i, None], to_gray[:, i, None], rows)
+    jittered = _images(planes, images)
+    if _picks(images):
+        return images.index_copy(0, chosen, jittered)
+    return torch.where(_per_image(apply), jittered, images)
 
 
-def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """`(images - mean) / std` for each channel of `(batch_size, channels, height, width)` images in [0, 1]."""
-    # Built by fills rather than copied from the host, which would wait for an accelerator.
-    values = [torch.full((1, 1, 1, 1), v, device=images.device, dtype=images.dtype) for v in (*mean, *std)]
-    return (images - torch.cat(values[: len(mean)], 1)) / torch.cat(values[len(mean) :], 1)
+def _planes(images: Tensor, rows: Tensor) -> Tensor:
+    """
+    A copy of some images as three planes, one for each color: `(3, num_rows, num_pixels)`. Very small images (RelViT's
+    patches) are kept with `num_rows` innermost in memory, so that there too arithmetic runs over long contiguous rows.
+    """
+    planes = images.flatten(2).transpose(0, 1).index_select(1, rows)
+    if planes.shape[2] < _FEW_PIXELS:
+        planes = planes.transpose(1, 2).contiguous().transpose(1, 2)
+    return planes
+
+
+def _images(planes: Tensor, like: Tensor) -> Tensor:
+    return planes.transpose(0, 1).reshape(-1, *like.shape[1:])
+
+
+def _blend_(planes: Tensor, keep: Tensor, to_mean: Tensor, to_gray: Tensor, rows: slice | Tensor) -> None:
+    """
+    Brightness, contrast and saturation are one operation: away from black, from the mean gray, or from the gray image,
+    then clamped to [0, 1]; in place.
+
+    Args:
+        planes (`torch.Tensor` of shape `(3, num_rows, num_pixels)`): Images.
+        keep (`torch.Tensor` of shape `(num_rows, 1)`): How much of the image is kept.
+        to_mean (`torch.Tensor` of shape `(num_rows, 1)`): How much of the mean gray is added.
+        to_gray (`torch.Tensor` of shape `(num_rows, 1)`): How much of the gray image is added.
+        rows (`slice`, or `torch.Tensor` of shape `(num_rows,)`, bool): The images that are blended.
+    """
+    if isinstance(rows, slice):
+        planes, keep, to_mean, to_gray = planes[:, rows], keep[rows], to_mean[rows], to_gray[rows]
+    else:
+        rows = rows[:, None]
+        keep, to_mean, to_gray = torch.where(rows, keep, 1.0), to_mean * rows, to_gray * rows
+    origin = _luma(planes.unbind())
+    mean = origin.mean(1, keepdim=True)
+    origin.mul_(to_gray).add_(mean.mul_(to_mean))
+    planes.mul_(keep).add_(origin)
+    if isinstance(rows, slice):
+        planes.clamp_(0, 1)
+    else:
+        planes.clamp_(torch.where(rows, 0.0, -torch.inf), torch.where(rows, 1.0, torch.inf))
+
+
+def _turn_hue_(planes: Tensor, shift: Tensor) -> None:
+    """
+    [`adjust_hue`] on `(3, num_rows, num_pixels)` planes, in place and in arithmetic without comparisons.
+
+    With large and small the larger and the smaller of green and blue, the hue in turns is
+    `|(min(red, large) - small) / (6 chroma) + base|`, where base is 0 or -1 for red as the largest color (green above blue
+    or not), -1/3 for green and 2/3 for blue.
+    """
+    red, green, blue = planes.unbind()
+    large, small = torch.maximum(green, blue), torch.minimum(green, blue)
+    value, middle = torch.maximum(red, large), torch.minimum(red, large)
+    lowest = torch.minimum(middle, small)
+    chroma = value - lowest
+    green_first = (green - small).sign_()
+    red_first = torch.sub(value, large, out=large).sign_()
+    base = 2 / 3 - green_first
+    base.addcmul_(base, red_first, value=-2).sub_(red_first, alpha=1 / 3)
+    # Of a gray pixel the numerator is 0, and its hue of no consequence.
+    hue = base.addcdiv_(middle.sub_(small), chroma.clamp(min=torch.finfo(planes.dtype).tiny), value=1 / 6).abs_()
+    hue.add_(1 + shift[:, None]).frac_()
+
+    # Over the hue a color follows a trapezoid between lowest and value, by its distance from half a turn (red), a third
+    # (green) or two thirds (blue): between a sixth and a third of a turn it goes up (red) or down.
+    in_range = _picks(planes) and lowest.numel() > 0 and bool((lowest.min() >= 0) & (value.max() <= 1))
+    low, high = lowest.sub_(chroma), value + chroma
+    for plane, center, start, slope in zip(
+        planes.unbind(), (1 / 2, 1 / 3, 2 / 3), (low, high, high), (6, -6, -6), strict=True
+    ):
+        torch.addcmul(start, chroma, (hue - center).abs_().clamp_(1 / 6, 1 / 3), value=slope, out=plane)
+    if not in_range:
+        # All colors are clamped but the largest, which torchvision leaves as it is.
+        is_largest = (planes - planes.amax(0)).sign_().add_(1)
+        planes.clamp_(0, 1).addcmul_(value - value.clamp(0, 1), is_largest)

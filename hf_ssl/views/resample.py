@@ -1,12 +1,13 @@
 """Crop, resize and mirror a batch as two batched matrix products, `Wy @ image @ Wxᵀ`.
 
 Each axis of each sample has its own small matrix of interpolation weights, so every image of a batch can be cropped
-differently in one call, on any device, and gradients are not needed.
+differently in one call, on any device, and gradients are not needed. On a CPU [`resample_each`] is faster for large images.
 """
 
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,15 +15,14 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 def _bilinear(x: Tensor) -> Tensor:
-    return (1 - x.abs()).clamp_(min=0)
+    return 1 - x.clamp_(max=1)
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic kernel with a = -0.5, as PIL and torch use when they antialias."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    """Keys' cubic kernel with a = -0.5, as PIL and torch use when they antialias; both parts are 0 at 1 and at 2."""
+    near, far = x.clamp(max=1), x.clamp_(1, 2)
+    near = (1.5 * near).sub_(2.5).mul_(near).mul_(near).add_(1)
+    return near.add_((-0.5 * far).add_(2.5).mul_(far).sub_(4).mul_(far).add_(2))
 
 
 _KERNELS = {"bilinear": _bilinear, "bicubic": _bicubic}
@@ -37,6 +37,7 @@ def resize_weights(
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
     padding: int = 0,
+    filled: Tensor | None = None,
 ) -> Tensor:
     """
     Weights that resize the source positions `start … start + length - 1` to `size` positions along one axis, as
@@ -59,6 +60,9 @@ def resize_weights(
             Widen the kernel when shrinking. Without it, only `"bilinear"` is available.
         padding (`int`, *optional*, defaults to 0):
             How far a crop may stick out of the source; the positions outside count as zeros.
+        filled (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
+            How much of the source axis each image fills, where images of unequal sizes lie in one tensor; the positions
+            beyond count as zeros.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, size, source_size)`, float32: the weights.
@@ -72,14 +76,18 @@ def resize_weights(
     if flip is not None:
         position = torch.where(flip[:, None] != 0, size - 1 - position, position)
     step = length.float() / size
-    center = (position + 0.5) * step[:, None]
-    source = torch.arange(-padding, source_size + padding, device=device) - start[:, None]
-    inside = (source >= 0) & (source < length[:, None])
-
     width = step.clamp(min=1) if antialias else torch.ones_like(step)
-    distance = (source[:, None] + 0.5 - center[:, :, None]) / width[:, None, None]
-    weights = _KERNELS[interpolation](distance) * inside[:, None]
-    weights = weights / weights.sum(-1, keepdim=True)
+    center = (position + 0.5) * (step / width)[:, None]
+    source_position = torch.arange(-padding, source_size + padding, device=device)
+    source = source_position - start[:, None]
+    inside = (source >= 0) & (source < length[:, None])
+    # What lies outside of the crop is put out of reach of the kernel.
+    source = torch.where(inside, (source + 0.5) / width[:, None], -1e6)
+    weights = _KERNELS[interpolation]((source[:, None] - center[:, :, None]).abs_())
+    weights.mul_(1 / weights.sum(-1, keepdim=True))
+    if filled is not None:
+        # Not in place: one box for all images has fewer rows than there are sizes.
+        weights = weights * (source_position < filled[:, None])[:, None]
     return weights[..., padding : padding + source_size]
 
 
@@ -89,13 +97,15 @@ def apply_weights(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): uint8 or float.
-        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis.
-        columns (`torch.Tensor` of shape `(batch_size, new_width, width)`): Weights of the horizontal axis.
+        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis; one for all
+            images, if its first dimension is 1.
+        columns (`torch.Tensor` of shape `(batch_size, new_width, width)`): Weights of the horizontal axis, likewise.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, new_height, new_width)`, the dtype of the weights.
     """
     batch, channels, height, width = images.shape
+    rows, columns = rows.expand(batch, -1, -1), columns.expand(batch, -1, -1)
     # Channels between the two axes: each product is then one plain batched matrix product, and the conversion from
     # uint8 is the only copy of the sources.
     images = images.transpose(1, 2).to(rows.dtype).reshape(batch, height * channels, width)
@@ -111,6 +121,8 @@ def resample(
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
     padding: int = 0,
+    sizes: Tensor | None = None,
+    canvas: int | None = None,
 ) -> Tensor:
     """
     Cut each box out of its image, resize it to a square and mirror it where the box says so. Equal to torchvision's
@@ -119,8 +131,8 @@ def resample(
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
             Sources, uint8 or float.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64):
-            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`].
+        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
+            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`]; a single one is that of all images.
         size (`int`):
             Side of the result, in pixels.
         interpolation (`str`, *optional*, defaults to `"bilinear"`):
@@ -129,11 +141,61 @@ def resample(
             Widen the kernel when shrinking.
         padding (`int`, *optional*, defaults to 0):
             How far boxes may stick out of the image; zeros there.
+        sizes (`torch.Tensor` of shape `(batch_size, 2)`, int64, *optional*):
+            Height and width of each image, where images of unequal sizes lie in the upper left corner of `images`.
+        canvas (`int`, *optional*):
+            Resize the images to a square of this side first (bilinear, antialiased); boxes lie in it. The square itself is
+            never made: the products of two linear maps are one.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, size, size)`, float32, in the value range of `images`.
     """
-    top, left, height, width, flip = boxes.unbind(-1)
-    rows = resize_weights(top, height, images.shape[-2], size, None, interpolation, antialias, padding)
-    columns = resize_weights(left, width, images.shape[-1], size, flip, interpolation, antialias, padding)
+    top, left, box_height, box_width, flip = boxes.unbind(-1)
+    heights, widths = (None, None) if sizes is None else sizes.unbind(-1)
+
+    def weights(start: Tensor, length: Tensor, flip: Tensor | None, source_size: int, filled: Tensor | None) -> Tensor:
+        if canvas is None:
+            return resize_weights(start, length, source_size, size, flip, interpolation, antialias, padding, filled)
+        crop = resize_weights(start, length, canvas, size, flip, interpolation, antialias, padding)
+        length = torch.full_like(start[:1], source_size) if filled is None else filled
+        return crop @ resize_weights(torch.zeros_like(length), length, source_size, canvas)
+
+    rows = weights(top, box_height, None, images.shape[-2], heights)
+    columns = weights(left, box_width, flip, images.shape[-1], widths)
     return apply_weights(images, rows, columns)
+
+
+def resample_each(
+    images: Tensor, boxes: Tensor, size: int, interpolation: Interpolation = "bilinear", padding: int = 0
+) -> Tensor:
+    """
+    [`resample`] image by image, with torch's 8-bit resizing, which follows PIL's arithmetic: on a CPU much faster for
+    large images, and rounded to 8 bits as PIL's results are.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, channels, height, width)`, uint8):
+            Sources; fastest in channels-last order.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
+            See [`hf_ssl.views.boxes`]; a single one is that of all images.
+        size (`int`):
+            Side of the result, in pixels.
+        interpolation (`str`, *optional*, defaults to `"bilinear"`):
+            `"bilinear"` or `"bicubic"`, antialiased.
+        padding (`int`, *optional*, defaults to 0):
+            How far boxes may stick out of the image; zeros there.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, channels, size, size)`, uint8.
+    """
+    if padding:
+        images = F.pad(images, [padding] * 4)
+    views = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8, memory_format=torch.channels_last)
+    parts, targets = ([x] if len(boxes) == 1 else x.unsqueeze(1).unbind() for x in (images, views))
+    for part, view, box in zip(parts, targets, boxes.tolist(), strict=True):
+        top, left, height, width, flip = box
+        crop = part[..., top + padding : top + padding + height, left + padding : left + padding + width]
+        # In this order, that of the results, torch needs not repack them; in the other it fails on results of one pixel.
+        crop = crop.contiguous(memory_format=torch.channels_last)
+        resized = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
+        view.copy_(resized.flip(-1) if flip else resized)
+    return views

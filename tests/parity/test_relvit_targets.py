@@ -17,7 +17,7 @@ from hf_ssl.models.relvit.views_relvit import (
     replace_by_noise,
 )
 from hf_ssl.schedules import quarter_cosine
-from hf_ssl.views import join_patches, permute_patches, split_patches
+from hf_ssl.views import Colors, join_patches, permute_patches, split_patches
 
 from ..device import DEVICE
 from .cases import assert_close, assert_equal, find_cases
@@ -54,11 +54,15 @@ def test_patch_augmentation_replay(case):
             crop[:, :2] += int(round((size - math.ceil(size / 1.15)) / 2.0))
         augmentation = PatchAugmentation(
             crop=torch.cat([crop, torch.zeros_like(crop[:, :1])], dim=1),
-            jitter_apply=draws["jitter_apply"],
-            jitter_factors=draws["jitter_factors"],
-            # -1 marks patches that are not jittered; any order will do there.
-            jitter_order=torch.where(draws["jitter_order"] < 0, torch.arange(4, device=DEVICE), draws["jitter_order"]),
-            gray_apply=draws["gray_apply"],
+            colors=Colors(
+                jitter_apply=draws["jitter_apply"],
+                jitter_factors=draws["jitter_factors"],
+                # -1 marks patches that are not jittered; any order will do there.
+                jitter_order=torch.where(
+                    draws["jitter_order"] < 0, torch.arange(4, device=DEVICE), draws["jitter_order"]
+                ),
+                gray_apply=draws["gray_apply"],
+            ),
             noise_apply=draws.get("noise_apply"),
             noise=draws.get("noise"),
         )

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
-from hf_ssl.arguments import parse_with_recipe, read_recipe
+from hf_ssl.arguments import PretrainArguments, build_config, flat_values, parse_with_recipe, read_recipe
 from hf_ssl.evaluation import pool_features
 from hf_ssl.models import METHODS, get_method
 
@@ -179,11 +180,10 @@ def test_joint_mode_needs_labels(photos, tmp_path, monkeypatch):
 
 def test_joint_mode_leaves_patches_alone():
     """With every recipe, as in the original's scripts."""
-    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
     for path in sorted((RECIPES / "relvit").glob("*.yaml")):
         for mode, expected in (("joint", "none"), ("upstream", "colJitter:0.8-grayScale:0.2")):
             argv = ["--method", "relvit", "--recipe", path.stem, "--mode", mode]
-            views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)[3]
+            views_config = parse_with_recipe(PretrainArguments, RECIPES, argv)[3]
             assert views_config.patch_augmentation == expected, path.stem
 
 
@@ -291,26 +291,25 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, flags, message):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_recipes_make_a_model(path):
     """Every recipe parses to the last key, and its model and views fit together."""
-    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
     method = path.parent.name
     argv = ["--method", method, "--recipe", path.stem, "--output_dir", "unused"]
-    args, training_args, model_args, views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)
+    args, training_args, model_args, views_config = parse_with_recipe(PretrainArguments, RECIPES, argv)
+    views_values = flat_values(type(views_config), asdict(views_config))
+    parsed = vars(args) | vars(training_args) | vars(model_args) | views_values
     recipe = yaml.safe_load(path.read_text())
-    for name, value in recipe.items():
-        holder = next(h for h in (args, training_args, model_args, views_config) if hasattr(h, name))
-        actual = getattr(holder, name)
+    for name, value in flat_values(type(views_config), recipe).items():
+        actual = parsed[name]
         assert actual == value or str(getattr(actual, "value", actual)) == str(value), name
     data = type("Data", (), {"num_classes": 10})()
-    config = script["build_config"](args, model_args, data)
+    config = build_config(args, model_args, data)
     get_method(method).views_class(views_config, config, 0)
 
 
 def test_flags_win_over_the_recipe_and_the_recipe_over_the_mode(tmp_path):
-    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("mode: joint\nlearning_rate: 1.0e-4\nfeature: patch_mean\nimage_size: 32\n")
     argv = ["--recipe", str(recipe), "--image_size", "64"]
-    args, training_args, model_args, views_config = parse_with_recipe(script["PretrainArguments"], RECIPES, argv)
+    args, training_args, model_args, views_config = parse_with_recipe(PretrainArguments, RECIPES, argv)
     assert args.mode == "joint" and args.image_size == 64 and args.recipe == str(recipe)
     assert training_args.learning_rate == 1e-4 and training_args.output_dir == "outputs/relvit-digits"
     assert model_args.feature == "patch_mean" and model_args.use_position_embeddings
@@ -318,11 +317,10 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_the_mode(tmp_path):
 
 
 def test_unknown_keys_of_a_recipe_are_refused(tmp_path):
-    script = runpy.run_path(str(SCRIPTS / "pretrain.py"))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("learning_rte: 1.0e-4\n")
     with pytest.raises(ValueError, match="'learning_rte'.*learning_rate"):
-        parse_with_recipe(script["PretrainArguments"], RECIPES, ["--recipe", str(recipe)])
+        parse_with_recipe(PretrainArguments, RECIPES, ["--recipe", str(recipe)])
 
 
 def test_recipe_of_a_dataset():

@@ -106,7 +106,7 @@ class ToyViews:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Tensor], batch_draws: Draws | None = None) -> dict[str, Tensor]:
         draws = Draws.for_samples(self.seed, batch["epoch"], batch["index"])
         brightness = draws.uniform("brightness", low=0.5, high=1.5)[:, None, None, None]
         return {"pixel_values": batch["images"].float() / 255 * brightness - 0.5}

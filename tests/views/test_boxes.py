@@ -1,14 +1,27 @@
 import pytest
 import torch
+import torchvision.transforms.functional as TF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torchvision.transforms import RandomCrop, RandomResizedCrop
+from torchvision.transforms import RandomCrop, RandomErasing, RandomResizedCrop
 
-from hf_ssl.views import Draws, random_flip, random_padded_crop, random_resized_crop, random_square_crop
+from hf_ssl.views import (
+    Draws,
+    center_crop,
+    random_erasing,
+    random_flip,
+    random_padded_crop,
+    random_resized_crop,
+    random_square_crop,
+    resample,
+    resample_each,
+    whole_image,
+)
 
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
 
 
 def draws(count, seed=0):
@@ -72,7 +85,7 @@ def test_area_and_position_are_independent_draws():
 SIDES = st.one_of(st.integers(1, 4), st.integers(1, 64), st.integers(1, 3000))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     SIDES, SIDES, st.sampled_from([SCALE, (0.01, 0.02), (1.0, 1.0)]), st.sampled_from([RATIO, (1.0, 1.0), (0.1, 10.0)])
 )
@@ -86,7 +99,7 @@ def test_boxes_lie_inside_the_image(height, width, scale, ratio):
     assert ((flip == 0) | (flip == 1)).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=30, derandomize=True)
 @given(SIDES, SIDES, st.sampled_from([RATIO, (1.0, 1.0), (0.5, 2.0)]))
 def test_fallback_is_that_of_torchvision(height, width, ratio):
     scale = (4.0, 4.0)  # four times the image: every try fails
@@ -148,3 +161,110 @@ def test_square_crop(size, crop, offset):
     assert len(counts) == places**2
     if places > 1:
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+
+
+# Larger, equal, smaller by even and odd numbers of pixels; on one axis or on both.
+@pytest.mark.parametrize("height,width", [(33, 47), (32, 32), (40, 9), (9, 40), (8, 7), (1, 1), (1, 64), (5, 12)])
+@pytest.mark.parametrize("size", [1, 8, 9, 32, 33, 41])
+def test_center_crop(size, height, width):
+    images = torch.randint(
+        0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    boxes = center_crop(sizes(2, height, width), size)
+    assert boxes.shape == (2, 5) and boxes.dtype == torch.int64
+    expected = TF.center_crop(images, [size, size])
+    padding = max(0, size - min(height, width))
+    assert torch.equal(resample(images, boxes, size, padding=padding), expected.float())
+    assert torch.equal(resample_each(images, boxes, size, padding=padding), expected)
+
+
+def test_center_crop_of_each_image():
+    mixed = torch.tensor([[33, 47], [8, 7], [32, 32], [1, 64]])
+    assert torch.equal(center_crop(mixed, 9), torch.cat([center_crop(one[None], 9) for one in mixed]))
+
+
+def test_whole_image():
+    mixed = torch.tensor([[33, 47], [1, 7], [32, 1]])
+    assert whole_image(mixed).tolist() == [[0, 0, 33, 47, 0], [0, 0, 1, 7, 0], [0, 0, 32, 1, 0]]
+    flipped = whole_image(mixed, torch.tensor([1, 0, 1]))
+    assert torch.equal(flipped[:, :4], whole_image(mixed)[:, :4]) and flipped[:, 4].tolist() == [1, 0, 1]
+    assert flipped.dtype == torch.int64
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    views = resample(images, whole_image(sizes(2, 8, 8), torch.tensor([0, 1])), 8)
+    assert torch.equal(views[0], images[0]) and torch.equal(views[1], images[1].flip(-1))
+
+
+def torchvision_erasings(count, height, width, scale=ERASED, ratio=ERASED_RATIO):
+    torch.manual_seed(0)
+    image = torch.empty(1, height, width)
+    boxes = [RandomErasing.get_params(image, list(scale), list(ratio), value=[0.0])[:4] for _ in range(count)]
+    # All of the image stands for none: it is replaced by itself.
+    return torch.tensor([(0, 0, 0, 0) if box[2:] == (height, width) else box for box in boxes])
+
+
+# In small images many of the boxes are rounded to no pixels, in elongated ones most tries fail.
+@pytest.mark.parametrize(
+    "height,width,scale,ratio",
+    [
+        (32, 32, ERASED, ERASED_RATIO),
+        (224, 200, ERASED, ERASED_RATIO),
+        (16, 150, ERASED, ERASED_RATIO),
+        (150, 16, (0.1, 0.5), (0.5, 3.0)),
+        (4, 5, ERASED, ERASED_RATIO),
+        (3, 3, (0.01, 0.1), ERASED_RATIO),
+    ],
+)
+def test_erasing_has_the_distribution_of_torchvision(height, width, scale, ratio):
+    count = 3000
+    boxes = random_erasing(draws(count), sizes(count, height, width), scale, ratio)
+    assert boxes.shape == (count, 5) and boxes.dtype == torch.int64 and (boxes[:, 4] == 0).all()
+    ours, theirs = (
+        of[of[:, 2:4].prod(1) > 0] for of in (boxes, torchvision_erasings(count, height, width, scale, ratio))
+    )
+    table = [[len(found), count - len(found)] for found in (ours, theirs)]
+    assert len(ours) == len(theirs) == count or stats.fisher_exact(table).pvalue > 1e-3
+    assert len(ours) > 300
+    expected = statistics(theirs, height, width)
+    for name, values in statistics(ours, height, width).items():
+        assert stats.ks_2samp(values.numpy(), expected[name].numpy()).pvalue > 1e-3, name
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    SIDES,
+    SIDES,
+    st.sampled_from([ERASED, (0.01, 0.02), (1.0, 1.0)]),
+    st.sampled_from([ERASED_RATIO, (1.0, 1.0), (0.01, 100.0)]),
+)
+def test_erased_boxes_lie_inside_the_image(height, width, scale, ratio):
+    top, left, h, w, _ = random_erasing(draws(100), sizes(100, height, width), scale, ratio).unbind(1)
+    assert ((0 <= h) & (h < height) & (0 <= w) & (w < width)).all()
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + h <= height).all() and (left + w <= width).all()
+
+
+@pytest.mark.parametrize(
+    "height,width,scale",
+    [
+        (1, 1, ERASED),
+        (1, 500, ERASED),
+        (500, 1, ERASED),
+        (3, 2000, ERASED),
+        (30, 30, (1.0, 1.0)),
+        (40, 25, (1.0, 1.0)),
+    ],
+)
+def test_nothing_is_erased_where_no_box_fits(height, width, scale):
+    boxes = random_erasing(draws(500), sizes(500, height, width), scale)
+    assert (boxes[:, 2:4].prod(1) == 0).all()
+    assert (torchvision_erasings(500, height, width, scale)[:, 2:].prod(1) == 0).all()
+
+
+def test_erasing_is_independent_of_the_batch_and_of_the_crop():
+    mixed = torch.tensor([[40, 30], [5, 80], [1, 1], [300, 300]]).repeat(20, 1)
+    boxes = random_erasing(draws(80), mixed)
+    for i in range(80):
+        assert torch.equal(boxes[i : i + 1], random_erasing(Draws(draws(80).keys[i : i + 1]), mixed[i : i + 1]))
+    erased, crops = (of(draws(3000), sizes(3000, 1000, 1000))[:, :4] for of in (random_erasing, random_resized_crop))
+    correlations = torch.corrcoef(torch.cat([erased, crops], dim=1).double().T)[:4, 4:]
+    assert correlations.abs().max() < 5 / 3000**0.5

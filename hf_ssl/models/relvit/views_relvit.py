@@ -6,8 +6,8 @@ An image goes through: crop and flip, normalization, (mega-patches), cutting int
 """
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -15,30 +15,31 @@ from torch import Tensor
 
 from ...help import documented
 from ...views import (
+    Colors,
     Draws,
+    View,
+    apply_colors,
     apply_weights,
-    batch_innermost,
-    color_jitter,
+    blocks,
+    draw_boxes,
+    draw_colors,
     join_patches,
     normalize,
     permute_patches,
-    random_grayscale,
-    random_padded_crop,
-    random_resized_crop,
     random_square_crop,
+    render,
+    render_photo,
     resample,
     resize_weights,
+    sizes_of,
     split_patches,
 )
-from ...views.photos import resized_crop
 from .configuration_relvit import RelViTConfig
 
 
 PATCH_OPERATIONS = {"centCrop": None, "colJitter": 0.8, "grayScale": 0.2, "randomNoise": 0.2}
 # A patch is cropped to 1 / 1.15 of its side and resized back.
 _CROP_RATIO = 1.15
-_PADDING = 4
-_BLOCK_SIZE = 1 << 17  # numbers
 
 
 @documented
@@ -132,31 +133,20 @@ def parse_patch_augmentation(notation: str) -> dict[str, float | None]:
 @dataclass
 class PatchAugmentation:
     """
-    The random decisions for a stack of patches; an operation that is not done has None.
+    The random decisions for a stack of patches.
 
     Args:
         crop (`torch.Tensor` of shape `(num_patches, 5)`, int64): Box inside each patch, as in [`hf_ssl.views.boxes`].
-        jitter_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches whose colors are jittered.
-        jitter_factors (`torch.Tensor` of shape `(num_patches, 4)`): See [`~hf_ssl.views.color_jitter`].
-        jitter_order (`torch.Tensor` of shape `(num_patches, 4)`, int64): See [`~hf_ssl.views.color_jitter`].
-        gray_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches that turn gray.
-        noise_apply (`torch.Tensor` of shape `(num_patches,)`, bool): Patches that are replaced by noise.
-        noise (`torch.Tensor` of shape `(num_patches, 3, patch_size, patch_size)`): The noise, standard normal.
+        colors ([`~hf_ssl.views.Colors`]): What happens to the colors of each patch.
+        noise_apply (`torch.Tensor` of shape `(num_patches,)`, bool, *optional*): Patches that are replaced by noise.
+        noise (`torch.Tensor` of shape `(num_patches, 3, patch_size, patch_size)`, *optional*): The noise, standard
+            normal.
     """
 
     crop: Tensor
-    jitter_apply: Tensor | None = None
-    jitter_factors: Tensor | None = None
-    jitter_order: Tensor | None = None
-    gray_apply: Tensor | None = None
+    colors: Colors = field(default_factory=Colors)
     noise_apply: Tensor | None = None
     noise: Tensor | None = None
-
-    def rows(self, start: int, stop: int) -> "PatchAugmentation":
-        """The decisions for the patches from `start` to `stop`."""
-        parts: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        sliced: dict[str, Any] = {n: None if value is None else value[start:stop] for n, value in parts.items()}
-        return PatchAugmentation(**sliced)
 
 
 def draw_patch_augmentation(
@@ -181,16 +171,9 @@ def draw_patch_augmentation(
         crop = random_square_crop(draws, square, round((0.85 * square * square) ** 0.5), num_patches, offset)
     else:
         crop = random_square_crop(draws, patch_size, round(patch_size / _CROP_RATIO), num_patches)
-    augmentation = PatchAugmentation(crop.flatten(0, 1))
-    if (p := operations.get("colJitter")) is not None:
-        augmentation.jitter_apply = draws.bernoulli("jitter", num_patches, p=p).flatten()
-        blends = draws.uniform("jitter/blends", num_patches, 3, low=0.6, high=1.4)
-        hue = draws.uniform("jitter/hue", num_patches, 1, low=-0.1, high=0.1)
-        augmentation.jitter_factors = torch.cat([blends, hue], dim=-1).flatten(0, 1)
-        augmentation.jitter_order = draws.permutation("jitter/order", 4, num_patches).flatten(0, 1)
-    if (p := operations.get("grayScale")) is not None:
-        augmentation.gray_apply = draws.bernoulli("gray", num_patches, p=p).flatten()
-    if (p := operations.get("randomNoise")) is not None:
+    view = View(jitter=operations.get("colJitter") or 0.0, grayscale=operations.get("grayScale") or 0.0)
+    augmentation = PatchAugmentation(crop.flatten(0, 1), draw_colors(view, draws, num_patches))
+    if p := operations.get("randomNoise"):
         augmentation.noise_apply = draws.bernoulli("noise", num_patches, p=p).flatten()
         augmentation.noise = draws.normal("noise/values", num_patches, 3, patch_size, patch_size).flatten(0, 1)
     return augmentation
@@ -207,28 +190,11 @@ def augment_patches(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
     Returns:
         `torch.Tensor` of the shape of `patches`.
     """
-    # Some hundred elementwise passes follow: on a CPU they run over blocks that stay in its cache.
-    rows = len(patches)
-    if patches.device.type == "cpu":
-        rows = _BLOCK_SIZE // patches.shape[1:].numel()
-    rows = max(1, rows)
-    blocks = [
-        _augment_block(block, augmentation.rows(start, start + rows))
-        for start, block in zip(range(0, max(1, len(patches)), rows), patches.split(rows), strict=True)
-    ]
-    return torch.cat(blocks)
-
-
-def _augment_block(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
-    patches = batch_innermost(resample(patches, augmentation.crop, patches.shape[-1]))
-    if augmentation.jitter_apply is not None:
-        assert augmentation.jitter_factors is not None and augmentation.jitter_order is not None
-        patches = color_jitter(
-            patches, augmentation.jitter_factors, augmentation.jitter_order, augmentation.jitter_apply
-        )
-    if augmentation.gray_apply is not None:
-        patches = random_grayscale(patches, augmentation.gray_apply)
-    return patches
+    augmented = torch.empty_like(patches)
+    for rows in blocks(len(patches), patches.shape[1:].numel(), patches.device):
+        cropped = resample(patches[rows], augmentation.crop[rows], patches.shape[-1])
+        augmented[rows] = apply_colors(cropped, augmentation.colors[rows], View())
+    return augmented
 
 
 def replace_by_noise(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
@@ -301,6 +267,7 @@ class RelViTViews:
         self.mega_patches = model_config.mega_patches
         self.with_labels = "classification" in model_config.tasks
         self.operations = parse_patch_augmentation(config.patch_augmentation)
+        self.view = View(size=self.image_size, crop=config.image_augmentation)
 
     def draws(self, epoch: Tensor, index: Tensor) -> Draws:
         """Per-sample draws of the single view; `epoch` and `index` of shape `(batch_size,)`, int64."""
@@ -318,10 +285,7 @@ class RelViTViews:
         Returns:
             `torch.Tensor` of shape `(batch_size, 1, 5)`, int64: one box for each image.
         """
-        draws = self.draws(epoch, index)
-        if self.config.image_augmentation == "padded_crop":
-            return random_padded_crop(draws, sizes, _PADDING)[:, None]
-        return random_resized_crop(draws, sizes)[:, None]
+        return draw_boxes(self.view, self.draws(epoch, index), sizes)[:, None]
 
     def render(self, photo: Image.Image, boxes: Tensor) -> dict[str, Tensor]:
         """
@@ -334,20 +298,17 @@ class RelViTViews:
         Returns:
             `dict[str, torch.Tensor]`: `crops`, uint8 of shape `(3, image_size, image_size)`.
         """
-        if self.config.image_augmentation == "padded_crop":
-            raise ValueError(
-                f"image_augmentation='padded_crop' needs images that all have {self.image_size}x{self.image_size} pixels; "
-                "for photos use 'random_resized_crop'."
-            )
-        return {"crops": resized_crop(photo, boxes[0], self.image_size)}
+        return {"crops": render_photo(photo, boxes[0], self.view)}
 
     @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, batch: dict[str, Tensor], batch_draws: Draws | None = None) -> dict[str, Tensor]:
         """
         Args:
             batch (`dict[str, torch.Tensor]`):
                 `index` and `epoch` (int64 of shape `(batch_size,)`), `labels` if known, and either sources of one size,
                 `images` (uint8 of shape `(batch_size, 3, height, width)`), or `crops` that [`~RelViTViews.render`] made.
+            batch_draws ([`Draws`], *optional*):
+                Per-batch draws; RelViT has none.
 
         Returns:
             `dict[str, torch.Tensor]`: the arguments of [`RelViTForPreTraining`]: `pixel_values` (float32 of shape
@@ -355,7 +316,7 @@ class RelViTViews:
             shuffled, `labels` if the model classifies.
         """
         draws = self.draws(batch["epoch"], batch["index"])
-        images = self._crop(batch) / 255
+        images = self._crop(batch)
         in_pixels = self.config.patch_augmentation_space == "pixel"
         if not in_pixels:
             images = self._normalize(images)
@@ -382,19 +343,12 @@ class RelViTViews:
         return inputs
 
     def _crop(self, batch: dict[str, Tensor]) -> Tensor:
-        """The cropped and mirrored images in [0, 255], float32 of shape `(batch_size, 3, image_size, image_size)`."""
+        """The cropped and mirrored images in [0, 1], float32 of shape `(batch_size, 3, image_size, image_size)`."""
         if "crops" in batch:
-            return batch["crops"].float()
+            return batch["crops"] / 255
         images = batch["images"]
-        if self.config.image_augmentation == "padded_crop" and images.shape[-2:] != (self.image_size,) * 2:
-            raise ValueError(
-                f"image_augmentation='padded_crop' needs images of {self.image_size}x{self.image_size} pixels, these have "
-                f"{images.shape[-2]}x{images.shape[-1]}; use 'random_resized_crop', or image_size {images.shape[-1]}."
-            )
-        sizes = torch.stack([torch.full_like(batch["index"], side) for side in images.shape[-2:]], dim=1)
-        boxes = self.boxes(batch["epoch"], batch["index"], sizes)[:, 0]
-        padding = _PADDING if self.config.image_augmentation == "padded_crop" else 0
-        return resample(images, boxes, self.image_size, padding=padding)
+        boxes = self.boxes(batch["epoch"], batch["index"], sizes_of(images))[:, 0]
+        return render(images, boxes, self.view)
 
     def _normalize(self, images: Tensor) -> Tensor:
         return normalize(images, self.config.image_mean, self.config.image_std)
