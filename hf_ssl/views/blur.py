@@ -36,7 +36,7 @@ def blur_weights(sigma: Tensor, size: int, max_sigma: float) -> Tensor:
     return weights[..., reach : reach + size]
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor, apply: Tensor, max_sigma: float) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, apply: Tensor, max_sigma: float, inplace: bool = False) -> Tensor:
     """
     Blur images, as `torchvision.transforms.functional.gaussian_blur` does, but with the outermost pixels repeated beyond
     the border in the place of a reflection.
@@ -52,6 +52,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, apply: Tensor, max_sigma: float
         sigma (`torch.Tensor` of shape `(batch_size,)`): Standard deviations, in pixels; positive.
         apply (`torch.Tensor` of shape `(batch_size,)`, bool): Images that are blurred; the others stay as they are.
         max_sigma (`float`): No sigma is larger.
+        inplace (`bool`, *optional*, defaults to `False`): Whether `images` may be overwritten, which saves a copy.
 
     Returns:
         `torch.Tensor` of the shape of `images`.
@@ -63,4 +64,4 @@ def gaussian_blur(images: Tensor, sigma: Tensor, apply: Tensor, max_sigma: float
         columns = rows if height == width else blur_weights(sigma, width, max_sigma).to(images.dtype)
         return apply_weights(images, rows, columns)
 
-    return apply_where(blur, images, apply, sigma)
+    return apply_where(blur, images, apply, sigma, inplace=inplace)

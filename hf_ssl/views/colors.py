@@ -74,7 +74,7 @@ def draw_colors(view: View, draws: Draws, *shape: int) -> Colors:
     return colors
 
 
-def apply_colors(images: Tensor, colors: Colors, view: View) -> Tensor:
+def apply_colors(images: Tensor, colors: Colors, view: View, inplace: bool = False) -> Tensor:
     """
     Jitter, grayscale, blur and solarization, in that order (or grayscale first, where the view says so).
 
@@ -82,20 +82,21 @@ def apply_colors(images: Tensor, colors: Colors, view: View) -> Tensor:
         images (`torch.Tensor` of shape `(num_images, 3, height, width)`): Float images.
         colors ([`Colors`]): What is done to each.
         view ([`View`]): Says in which order.
+        inplace (`bool`, *optional*, defaults to `False`): Whether `images` may be overwritten, which saves a copy.
 
     Returns:
         `torch.Tensor` of the shape of `images`.
     """
     if view.grayscale_first and colors.gray_apply is not None:
-        images = random_grayscale(images, colors.gray_apply)
+        images = random_grayscale(images, colors.gray_apply, inplace)
     if colors.jitter_apply is not None:
         assert colors.jitter_factors is not None and colors.jitter_order is not None
-        images = color_jitter(images, colors.jitter_factors, colors.jitter_order, colors.jitter_apply)
+        images = color_jitter(images, colors.jitter_factors, colors.jitter_order, colors.jitter_apply, inplace)
     if not view.grayscale_first and colors.gray_apply is not None:
-        images = random_grayscale(images, colors.gray_apply)
+        images = random_grayscale(images, colors.gray_apply, inplace)
     if colors.blur_apply is not None:
         assert colors.blur_sigma is not None
-        images = gaussian_blur(images, colors.blur_sigma, colors.blur_apply, view.blur_sigma[1])
+        images = gaussian_blur(images, colors.blur_sigma, colors.blur_apply, view.blur_sigma[1], inplace)
     if colors.solarize_apply is not None:
-        images = solarize(images, colors.solarize_apply)
+        images = solarize(images, colors.solarize_apply, inplace=inplace)
     return images

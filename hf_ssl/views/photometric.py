@@ -20,7 +20,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _FEW_PIXELS = 256
 
 
-def apply_where(operation: Callable[..., Tensor], images: Tensor, apply: Tensor, *parameters: Tensor) -> Tensor:
+def apply_where(
+    operation: Callable[..., Tensor], images: Tensor, apply: Tensor, *parameters: Tensor, inplace: bool = False
+) -> Tensor:
     """
     `operation(images, *parameters)` for some images of a batch.
 
@@ -29,6 +31,7 @@ def apply_where(operation: Callable[..., Tensor], images: Tensor, apply: Tensor,
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images.
         apply (`torch.Tensor` of shape `(batch_size,)`, bool): The images that it is applied to.
         parameters (`torch.Tensor` of shape `(batch_size, ...)`): Parameters of each image.
+        inplace (`bool`, *optional*, defaults to `False`): Whether `images` may be overwritten, which saves a copy.
 
     Returns:
         `torch.Tensor` of the shape of `images`; the other images are as they were.
@@ -39,7 +42,11 @@ def apply_where(operation: Callable[..., Tensor], images: Tensor, apply: Tensor,
     if len(chosen) == 0:
         return images
     changed = operation(images[chosen], *(values[chosen] for values in parameters))
-    return images.index_copy(0, chosen, changed)
+    return _put(images, chosen, changed, inplace)
+
+
+def _put(images: Tensor, rows: Tensor, changed: Tensor, inplace: bool) -> Tensor:
+    return (images if inplace else images.clone()).index_copy_(0, rows, changed)
 
 
 def _picks(images: Tensor) -> bool:
@@ -60,12 +67,12 @@ def _luma(channels: tuple[Tensor, ...] | Tensor) -> Tensor:
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def random_grayscale(images: Tensor, apply: Tensor) -> Tensor:
+def random_grayscale(images: Tensor, apply: Tensor, inplace: bool = False) -> Tensor:
     """Grayscale, still with three channels, where `apply` (bool of shape `(batch_size,)`) is true."""
-    return apply_where(lambda chosen: grayscale(chosen).expand_as(chosen), images, apply)
+    return apply_where(lambda chosen: grayscale(chosen).expand_as(chosen), images, apply, inplace=inplace)
 
 
-def solarize(images: Tensor, apply: Tensor, threshold: float = 128 / 255) -> Tensor:
+def solarize(images: Tensor, apply: Tensor, threshold: float = 128 / 255, inplace: bool = False) -> Tensor:
     """
     Invert the values at or above `threshold`, as `torchvision.transforms.functional.solarize` does.
 
@@ -73,18 +80,26 @@ def solarize(images: Tensor, apply: Tensor, threshold: float = 128 / 255) -> Ten
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Images in [0, 1].
         apply (`torch.Tensor` of shape `(batch_size,)`, bool): Images that are solarized.
         threshold (`float`, *optional*, defaults to 128 / 255): PIL's 128 of 255.
+        inplace (`bool`, *optional*, defaults to `False`): Whether `images` may be overwritten, which saves a copy.
 
     Returns:
         `torch.Tensor` of the shape of `images`.
     """
-    return apply_where(lambda chosen: torch.where(chosen >= threshold, 1 - chosen, chosen), images, apply)
+
+    def invert(images: Tensor) -> Tensor:
+        return torch.where(images >= threshold, 1 - images, images)
+
+    return apply_where(invert, images, apply, inplace=inplace)
 
 
-def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """`(images - mean) / std` for each channel of `(batch_size, channels, height, width)` images in [0, 1]."""
+def normalize(images: Tensor, mean: list[float], std: list[float], out: Tensor | None = None) -> Tensor:
+    """
+    `(images - mean) / std` for each channel of `(batch_size, channels, height, width)` images in [0, 1]; written into
+    `out`, if given.
+    """
     # Built by fills rather than copied from the host, which would wait for an accelerator.
     values = [torch.full((1, 1, 1, 1), v, device=images.device, dtype=images.dtype) for v in (*mean, *std)]
-    return (images - torch.cat(values[: len(mean)], 1)).div_(torch.cat(values[len(mean) :], 1))
+    return torch.sub(images, torch.cat(values[: len(mean)], 1), out=out).div_(torch.cat(values[len(mean) :], 1))
 
 
 def erase(images: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
@@ -123,7 +138,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return _images(planes, images)
 
 
-def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor) -> Tensor:
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor, inplace: bool = False) -> Tensor:
     """
     Brightness, contrast, saturation and hue in a given order, each image with its own factors and its own order.
 
@@ -136,6 +151,8 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor) 
             Which operation comes at each place: 0 brightness, 1 contrast, 2 saturation, 3 hue.
         apply (`torch.Tensor` of shape `(batch_size,)`, bool):
             Images that are jittered; the others are returned as they are.
+        inplace (`bool`, *optional*, defaults to `False`):
+            Whether `images` may be overwritten, which saves a copy.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, 3, height, width)`.
@@ -168,7 +185,7 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor) 
         _blend_(planes, keep[:, i, None], to_mean[:, i, None], to_gray[:, i, None], rows)
     jittered = _images(planes, images)
     if _picks(images):
-        return images.index_copy(0, chosen, jittered)
+        return _put(images, chosen, jittered, inplace)
     return torch.where(_per_image(apply), jittered, images)
 
 
@@ -201,6 +218,8 @@ def _blend_(planes: Tensor, keep: Tensor, to_mean: Tensor, to_gray: Tensor, rows
     """
     if isinstance(rows, slice):
         planes, keep, to_mean, to_gray = planes[:, rows], keep[rows], to_mean[rows], to_gray[rows]
+        if planes.numel() == 0:
+            return
     else:
         rows = rows[:, None]
         keep, to_mean, to_gray = torch.where(rows, keep, 1.0), to_mean * rows, to_gray * rows

@@ -23,7 +23,7 @@ from .view import View
 
 
 # Numbers in a block of images: on a CPU it stays in the cache, elsewhere it bounds the memory that is needed.
-_BLOCK_ON_CPU, _BLOCK = 1 << 18, 1 << 25
+_BLOCK_ON_CPU, _BLOCK = 1 << 19, 1 << 25
 # From this product of source side and view side on, a CPU is faster image by image than by matrix products.
 _LARGE = 64 * 64
 
@@ -301,10 +301,10 @@ class MultiViewPipeline:
                         of_view = boxes[:1, run.number + i] if self.shared_boxes else boxes[rows, run.number + i]
                         crops = render(images[rows], of_view, run.view, self.canvas)
                     own = slice(i * len(index) + rows.start, i * len(index) + rows.stop)
-                    views = normalize(apply_colors(crops, colors[own], run.view), self.image_mean, self.image_std)
+                    crops = apply_colors(crops, colors[own], run.view, inplace=True)
+                    views = normalize(crops, self.image_mean, self.image_std, out=target[rows])
                     if run.view.erase:
-                        views = random_erase(views, Draws(draws_of_run.keys[own]), run.view.erase)
-                    target[rows] = views
+                        target[rows] = random_erase(views, Draws(draws_of_run.keys[own]), run.view.erase)
         return outputs | {"boxes": boxes}
 
 

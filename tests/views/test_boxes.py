@@ -238,7 +238,7 @@ def test_erasing_has_the_distribution_of_torchvision(height, width, scale, ratio
 )
 def test_erased_boxes_lie_inside_the_image(height, width, scale, ratio):
     top, left, h, w, _ = random_erasing(draws(100), sizes(100, height, width), scale, ratio).unbind(1)
-    assert ((0 <= h) & (h < height) & (0 <= w) & (w < width)).all()
+    assert (h >= 0).all() and (h < height).all() and (w >= 0).all() and (w < width).all()
     assert (top >= 0).all() and (left >= 0).all()
     assert (top + h <= height).all() and (left + w <= width).all()
 

@@ -193,7 +193,7 @@ def augment_patches(patches: Tensor, augmentation: PatchAugmentation) -> Tensor:
     augmented = torch.empty_like(patches)
     for rows in blocks(len(patches), patches.shape[1:].numel(), patches.device):
         cropped = resample(patches[rows], augmentation.crop[rows], patches.shape[-1])
-        augmented[rows] = apply_colors(cropped, augmentation.colors[rows], View())
+        augmented[rows] = apply_colors(cropped, augmentation.colors[rows], View(), inplace=True)
     return augmented
 
 
