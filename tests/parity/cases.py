@@ -54,10 +54,10 @@ class Case:
 
 
 def find_cases(method: str, **wanted: str) -> list[Case]:
-    """The cases of a method whose case.json has the wanted values."""
+    """The cases of a method whose case.json has the wanted values; none if the directory holds other methods only."""
+    if not any(GOLDEN.glob("*/*/case.json")):
+        raise FileNotFoundError(f"There are no recorded cases under {GOLDEN}; check HF_SSL_GOLDEN.")
     cases = [Case(path.parent) for path in sorted((GOLDEN / method).glob("*/case.json"))]
-    if not cases:
-        raise FileNotFoundError(f"There are no recorded cases of {method} under {GOLDEN}; check HF_SSL_GOLDEN.")
     return [case for case in cases if all(case.info.get(key) == value for key, value in wanted.items())]
 
 

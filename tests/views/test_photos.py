@@ -63,8 +63,7 @@ def test_black_outside_of_the_photo(box, size, interpolation):
     top, left, height, width = box
     expected = pil_view(on_black(photo), (top + 40, left + 40, height, width), size, interpolation)
     view = resized_crop(photo, torch.tensor([*box, 0]), size, interpolation)
-    # The edge to the black is sharp: there a bicubic kernel overshoots.
-    assert_close(view, expected, ATOL[interpolation] if interpolation == "bilinear" else 4)
+    assert_close(view, expected, ATOL[interpolation])
 
 
 def test_cut_without_resizing_is_exact():

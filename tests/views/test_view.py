@@ -15,7 +15,7 @@ from hf_ssl.views import Colors, Draws, View, apply_colors, draw_colors
 
 COUNT = 20_000
 P_VALUE = 1e-3
-COLORS_ATOL = 2e-5  # jitter (5e-6) whose grays are blurred; torchvision computes the hue in float32
+COLORS_ATOL = 5e-6  # that of the jitter; what follows it averages
 BATCH_ATOL = 1e-6  # an image in another batch: at another place in memory, vector or scalar code
 THRESHOLD = 128 / 255
 
