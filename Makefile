@@ -23,10 +23,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patch_augmentation.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ema_and_clipping.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
