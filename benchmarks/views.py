@@ -90,7 +90,9 @@ def our_pipeline(recipe: Recipe) -> Callable[[Tensor], Any]:
         return our_patches(recipe)
     sizes = sorted({view.size for view in recipe.views}, reverse=True)
     groups = {f"views_{size}": [our_view(view) for view in recipe.views if view.size == size] for size in sizes}
-    pipeline = MultiViewPipeline(groups, recipe.mean, recipe.std, shared_boxes=recipe.shared_boxes)
+    pipeline = MultiViewPipeline(
+        groups, recipe.mean, recipe.std, canvas=recipe.canvas, shared_boxes=recipe.shared_boxes
+    )
     epochs = itertools.count()
 
     def run(images: Tensor) -> Any:

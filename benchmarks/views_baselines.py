@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, v2
 
@@ -65,6 +66,7 @@ class Recipe:
     patch_size: int = 0
     shared_boxes: bool = False
     padded_crop: bool = False
+    canvas: int | None = None  # side of the square that images are resized to first
 
     @property
     def mean(self) -> list[float]:
@@ -89,7 +91,9 @@ def _pw_self(name: str, sizes: tuple[int, int], source: int, patch_size: int, sh
         ViewRecipe(sizes[0], (0.4, 1.0), blur=0.1, solarize=0.2, **colors),
         *[ViewRecipe(sizes[1], (0.05, 0.4), blur=0.5, **colors)] * 8,
     )
-    return Recipe(name, source, views, IMAGENET, "correspondences", patch_size, shared_boxes)
+    # The original resizes every image to 256 x 256 pixels, those of CIFAR too.
+    canvas = 256 if source != 256 else None
+    return Recipe(name, source, views, IMAGENET, "correspondences", patch_size, shared_boxes, canvas=canvas)
 
 
 def _isl(size: int, source: int, statistics: Any, **options: Any) -> Recipe:
@@ -198,6 +202,8 @@ def torchvision_pipeline(recipe: Recipe, library: Torchvision) -> Pipeline:
     makers = [TorchvisionView(view, recipe, library) for view in recipe.views]
 
     def run(images: Sequence[Any]) -> Any:
+        if recipe.canvas is not None:
+            images = [library.functional.resize(image, [recipe.canvas] * 2) for image in images]
         made = [[maker(image) for maker in makers] for image in images]
         views = [torch.stack([views[i][0] for views in made]) for i in range(len(makers))]
         boxes = [[box for _, box in views] for views in made]
@@ -234,7 +240,7 @@ def _patch_by_patch(recipe: Recipe, library: Torchvision) -> Pipeline:
     return lambda images: join_patches(torch.stack([augment(image) for image in images]))
 
 
-# The geometry of APS and PW-Self as plain loops, written after shared/specs
+# The geometry of APS and PW-Self as plain loops
 
 
 def aps_samplings(first: Box, second: Box, grid: int) -> tuple[np.ndarray, np.ndarray]:
@@ -330,12 +336,14 @@ def kornia_pipeline(recipe: Recipe) -> Pipeline | None:
 
     def run(images: Tensor) -> list[Tensor]:
         batch = images / 255
+        if recipe.canvas is not None:
+            batch = interpolate(batch, (recipe.canvas,) * 2, mode="bilinear", antialias=True)
         return [view(batch) for view in views]
 
     return run
 
 
-def _kornia_crop(view: ViewRecipe, augmentation: ModuleType) -> Any:
+def _kornia_crop(view: ViewRecipe, recipe: Recipe, augmentation: ModuleType) -> Any:
     return augmentation.RandomResizedCrop(
         (view.size,) * 2,
         view.scale,
@@ -343,7 +351,7 @@ def _kornia_crop(view: ViewRecipe, augmentation: ModuleType) -> Any:
         resample=view.interpolation,
         align_corners=False,
         # The faster of both at that size.
-        cropping_mode="resample" if view.size <= 32 else "slice",
+        cropping_mode="resample" if view.size <= 32 and recipe.canvas is None else "slice",
     )
 
 
@@ -354,7 +362,7 @@ def _kornia_colors(view: ViewRecipe, augmentation: ModuleType) -> list[Any]:
 
 
 def _kornia_view(view: ViewRecipe, recipe: Recipe, augmentation: ModuleType) -> Pipeline:
-    steps = [_kornia_crop(view, augmentation)]
+    steps = [_kornia_crop(view, recipe, augmentation)]
     if view.flip:
         steps.append(augmentation.RandomHorizontalFlip(p=view.flip))
     steps += _kornia_colors(view, augmentation)
@@ -376,7 +384,7 @@ def _kornia_patches(recipe: Recipe, augmentation: ModuleType) -> Pipeline:
     if recipe.padded_crop:
         crop = augmentation.RandomCrop((view.size,) * 2, padding=PADDING)
     else:
-        crop = _kornia_crop(view, augmentation)
+        crop = _kornia_crop(view, recipe, augmentation)
     whole = augmentation.AugmentationSequential(
         crop, augmentation.RandomHorizontalFlip(p=view.flip), _kornia_normalize(recipe, augmentation)
     )
@@ -406,7 +414,13 @@ def lightly_pipeline(recipe: Recipe) -> Pipeline | None:
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
     transform = MultiViewTransform([_lightly_view(view, recipe) for view in recipe.views])
-    return lambda images: [torch.stack(views) for views in zip(*map(transform, images), strict=True)]
+
+    def run(images: Sequence[Image.Image]) -> list[Tensor]:
+        if recipe.canvas is not None:
+            images = [image.resize((recipe.canvas,) * 2, Image.Resampling.BILINEAR) for image in images]
+        return [torch.stack(views) for views in zip(*map(transform, images), strict=True)]
+
+    return run
 
 
 def _lightly_view(view: ViewRecipe, recipe: Recipe) -> Callable:

@@ -8,6 +8,7 @@ and changes their colors, in blocks of images that stay in a processor's cache.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -40,9 +41,13 @@ def blocks(num_images: int, numbers_per_image: int, device: torch.device) -> Ite
     Yields:
         `slice`: the images of a block.
     """
-    size = max(1, (_BLOCK_ON_CPU if device.type == "cpu" else _BLOCK) // numbers_per_image)
+    size = max(1, _block_size(device) // numbers_per_image)
     for start in range(0, num_images, size):
         yield slice(start, min(start + size, num_images))
+
+
+def _block_size(device: torch.device) -> int:
+    return _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK
 
 
 def draw_boxes(view: View, draws: Draws, sizes: Tensor) -> Tensor:
@@ -72,8 +77,9 @@ def render(images: Tensor, boxes: Tensor, view: View, canvas: int | None = None)
     Cut the boxes of a view out of images of one size.
 
     Args:
-        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`, uint8): The sources.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64): A box for each image, or one for all.
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`): The sources, uint8, or float in [0, 1].
+        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64): A box for each image, or fewer for equal parts of the
+            batch, in their order.
         view ([`View`]): Says the size and how pixels are interpolated.
         canvas (`int`, *optional*): Side that the images are resized to before they are cut.
 
@@ -81,13 +87,18 @@ def render(images: Tensor, boxes: Tensor, view: View, canvas: int | None = None)
         `torch.Tensor` of shape `(batch_size, 3, size, size)`, float32 in [0, 1].
     """
     padding = _padding(view, images.shape[-2:])
-    if images.device.type == "cpu" and view.size * max(*images.shape[-2:], canvas or 0) >= _LARGE:
-        if canvas is not None:
-            images = resample_each(images, box_functions.whole_image(sizes_of(images[:1])), canvas)
+    if canvas is None and _is_large(view, images):
         return resample_each(images, boxes, view.size, view.interpolation, padding).to(torch.float32).div_(255)
-    rendered = resample(images, boxes, view.size, view.interpolation, padding=padding, canvas=canvas).div_(255)
+    rendered = resample(images, boxes, view.size, view.interpolation, padding=padding, canvas=canvas)
+    if images.dtype == torch.uint8:
+        rendered.div_(255)
     # A bicubic kernel overshoots.
     return rendered.clamp_(0, 1) if view.interpolation == "bicubic" else rendered
+
+
+def _is_large(view: View, images: Tensor) -> bool:
+    """Whether a view is faster made image by image."""
+    return images.device.type == "cpu" and view.size * max(images.shape[-2:]) >= _LARGE
 
 
 def render_photo(photo: Image.Image, box: Tensor, view: View) -> Tensor:
@@ -130,6 +141,27 @@ class _Run:
     number: int
     count: int
     view: View
+
+
+class _Sources(NamedTuple):
+    """The images of a batch, uint8 for views that are cut image by image and float in [0, 1] for the others."""
+
+    as_bytes: Tensor
+    as_floats: Tensor
+    canvas: int | None
+
+
+def _parts(
+    num_views: int, num_images: int, numbers_per_view: int, device: torch.device
+) -> Iterator[tuple[slice, slice]]:
+    """Cut equal views of a batch into blocks: several whole views, or a part of one."""
+    views_at_once = max(1, _block_size(device) // max(1, num_images * numbers_per_view))
+    for start in range(0, num_views, views_at_once):
+        part = slice(start, min(start + views_at_once, num_views))
+        if views_at_once > 1:
+            yield part, slice(0, num_images)
+        else:
+            yield from ((part, rows) for rows in blocks(num_images, numbers_per_view, device))
 
 
 class MultiViewPipeline:
@@ -279,33 +311,56 @@ class MultiViewPipeline:
             `TypeError`: the images are not uint8.
             `ValueError`: they have another shape, or not the size that a padded crop needs.
         """
-        epoch, index, images = batch["epoch"], batch["index"], batch.get("images")
-        if images is None:
-            boxes = batch["boxes"]
+        epoch, index = batch["epoch"], batch["index"]
+        sources = None
+        if "images" in batch:
+            _check_images(batch["images"])
+            boxes = self.view_boxes(epoch, index, sizes_of(batch["images"]), draws)
+            sources = self._sources(batch["images"])
         else:
-            _check_images(images)
-            boxes = self.view_boxes(epoch, index, sizes_of(images), draws)
+            boxes = batch["boxes"]
         outputs = {
             name: torch.empty(len(group), len(index), 3, group[0].size, group[0].size, device=index.device)
             for name, group in self.views.items()
         }
         for run in self._runs:
+            views = outputs[run.group][run.place : run.place + run.count]
             draws_of_run = self._draws(run, epoch, index)
             colors = draw_colors(run.view, draws_of_run)
-            for i in range(run.count):
-                target = outputs[run.group][run.place + i]
-                for rows in blocks(len(index), 3 * run.view.size**2, index.device):
-                    if images is None:
-                        crops = batch[f"{run.group}_crops"][rows, run.place + i].to(torch.float32).div_(255)
-                    else:
-                        of_view = boxes[:1, run.number + i] if self.shared_boxes else boxes[rows, run.number + i]
-                        crops = render(images[rows], of_view, run.view, self.canvas)
-                    own = slice(i * len(index) + rows.start, i * len(index) + rows.stop)
-                    crops = apply_colors(crops, colors[own], run.view, inplace=True)
-                    views = normalize(crops, self.image_mean, self.image_std, out=target[rows])
-                    if run.view.erase:
-                        target[rows] = random_erase(views, Draws(draws_of_run.keys[own]), run.view.erase)
+            for part, rows in _parts(run.count, len(index), views.shape[2:].numel(), index.device):
+                if sources is not None:
+                    crops = self._crop(sources, boxes, run, part, rows)
+                else:
+                    cut = batch[f"{run.group}_crops"][:, run.place : run.place + run.count]
+                    crops = cut[rows, part].transpose(0, 1).flatten(0, 1).to(torch.float32).div_(255)
+                own = slice(part.start * len(index) + rows.start, (part.stop - 1) * len(index) + rows.stop)
+                crops = apply_colors(crops, colors[own], run.view, inplace=True)
+                target = views[part, rows].view(crops.shape)
+                normalize(crops, self.image_mean, self.image_std, out=target)
+                if run.view.erase:
+                    target.copy_(random_erase(target, Draws(draws_of_run.keys[own]), run.view.erase))
         return outputs | {"boxes": boxes}
+
+    def _sources(self, images: Tensor) -> "_Sources":
+        """What the views are cut out of."""
+        canvas, large = self.canvas, [_is_large(run.view, images) for run in self._runs]
+        if canvas is not None and any(large):
+            if images.shape[-2:] != (canvas, canvas):
+                images = resample_each(images, box_functions.whole_image(sizes_of(images[:1])), canvas)
+            canvas = None
+        if all(large):
+            return _Sources(images, images, canvas)
+        # Converted once for all views, to the order in memory that the matrix products want.
+        products = images.transpose(1, 2).to(torch.float32).contiguous().div_(255).transpose(1, 2)
+        return _Sources(images, products, canvas)
+
+    def _crop(self, sources: "_Sources", boxes: Tensor, run: _Run, part: slice, rows: slice) -> Tensor:
+        """The views `part` of a run of the images `rows`, view by view: `(num_views * num_images, 3, size, size)`."""
+        images = sources.as_bytes if _is_large(run.view, sources.as_bytes) else sources.as_floats
+        images = images[rows]
+        boxes = boxes[:1] if self.shared_boxes else boxes[rows]
+        numbers = range(run.number + part.start, run.number + part.stop)
+        return torch.cat([render(images, boxes[:, number], run.view, sources.canvas) for number in numbers])
 
 
 def random_erase(images: Tensor, draws: Draws, p: float) -> Tensor:

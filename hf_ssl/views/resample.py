@@ -4,6 +4,7 @@ Each axis of each sample has its own small matrix of interpolation weights, so e
 differently in one call, on any device, and gradients are not needed. On a CPU [`resample_each`] is faster for large images.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -86,8 +87,7 @@ def resize_weights(
     weights = _KERNELS[interpolation]((source[:, None] - center[:, :, None]).abs_())
     weights.mul_(1 / weights.sum(-1, keepdim=True))
     if filled is not None:
-        # Not in place: one box for all images has fewer rows than there are sizes.
-        weights = weights * (source_position < filled[:, None])[:, None]
+        weights.mul_((source_position < filled[:, None])[:, None])
     return weights[..., padding : padding + source_size]
 
 
@@ -97,15 +97,18 @@ def apply_weights(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): uint8 or float.
-        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis; one for all
-            images, if its first dimension is 1.
+        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis. Fewer than there
+            are images serve equal parts of the batch, in their order.
         columns (`torch.Tensor` of shape `(batch_size, new_width, width)`): Weights of the horizontal axis, likewise.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, new_height, new_width)`, the dtype of the weights.
     """
     batch, channels, height, width = images.shape
-    rows, columns = rows.expand(batch, -1, -1), columns.expand(batch, -1, -1)
+    rows, columns = (
+        weights if len(weights) == batch else weights.repeat_interleave(batch // len(weights), 0)
+        for weights in (rows, columns)
+    )
     # Channels between the two axes: each product is then one plain batched matrix product, and the conversion from
     # uint8 is the only copy of the sources.
     images = images.transpose(1, 2).to(rows.dtype).reshape(batch, height * channels, width)
@@ -131,8 +134,9 @@ def resample(
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
             Sources, uint8 or float.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
-            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`]; a single one is that of all images.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64):
+            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`]. Fewer than there are images serve equal parts
+            of the batch, in their order.
         size (`int`):
             Side of the result, in pixels.
         interpolation (`str`, *optional*, defaults to `"bilinear"`):
@@ -150,6 +154,8 @@ def resample(
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, size, size)`, float32, in the value range of `images`.
     """
+    if sizes is not None and len(boxes) < len(sizes):
+        boxes = boxes.repeat_interleave(len(sizes) // len(boxes), 0)
     top, left, box_height, box_width, flip = boxes.unbind(-1)
     heights, widths = (None, None) if sizes is None else sizes.unbind(-1)
 
@@ -157,12 +163,20 @@ def resample(
         if canvas is None:
             return resize_weights(start, length, source_size, size, flip, interpolation, antialias, padding, filled)
         crop = resize_weights(start, length, canvas, size, flip, interpolation, antialias, padding)
-        length = torch.full_like(start[:1], source_size) if filled is None else filled
-        return crop @ resize_weights(torch.zeros_like(length), length, source_size, canvas)
+        if filled is None:
+            return crop @ _whole_axis_weights(source_size, canvas, start.device)
+        return crop @ resize_weights(torch.zeros_like(filled), filled, source_size, canvas)
 
     rows = weights(top, box_height, None, images.shape[-2], heights)
     columns = weights(left, box_width, flip, images.shape[-1], widths)
     return apply_weights(images, rows, columns)
+
+
+@lru_cache(maxsize=8)
+def _whole_axis_weights(source_size: int, size: int, device: torch.device) -> Tensor:
+    """Weights that resize a whole axis: `(1, size, source_size)`. Kept, as every view of every batch needs the same."""
+    length = torch.full((1,), source_size, device=device)
+    return resize_weights(torch.zeros_like(length), length, source_size, size)
 
 
 def resample_each(
@@ -175,8 +189,8 @@ def resample_each(
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`, uint8):
             Sources; fastest in channels-last order.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
-            See [`hf_ssl.views.boxes`]; a single one is that of all images.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64):
+            See [`hf_ssl.views.boxes`]. Fewer than there are images serve equal parts of the batch, in their order.
         size (`int`):
             Side of the result, in pixels.
         interpolation (`str`, *optional*, defaults to `"bilinear"`):
@@ -190,9 +204,9 @@ def resample_each(
     if padding:
         images = F.pad(images, [padding] * 4)
     views = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8, memory_format=torch.channels_last)
-    parts, targets = ([x] if len(boxes) == 1 else x.unsqueeze(1).unbind() for x in (images, views))
-    for part, view, box in zip(parts, targets, boxes.tolist(), strict=True):
-        top, left, height, width, flip = box
+    shape = (len(boxes), len(images) // max(1, len(boxes)))
+    parts, targets = (x.unflatten(0, shape) for x in (images, views))
+    for part, view, (top, left, height, width, flip) in zip(parts, targets, boxes.tolist(), strict=True):
         crop = part[..., top + padding : top + padding + height, left + padding : left + padding + width]
         # In this order, that of the results, torch needs not repack them; in the other it fails on results of one pixel.
         crop = crop.contiguous(memory_format=torch.channels_last)

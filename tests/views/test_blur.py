@@ -92,6 +92,19 @@ def test_images_that_are_not_chosen_stay_as_they_are(height, width):
 
 
 @each_path
+def test_the_input_may_be_overwritten():
+    for apply in (SOME, EVERYBODY, ~EVERYBODY):
+        expected = gaussian_blur(pictures(33, 20), SIGMAS, apply, MAX_SIGMA)
+        images = pictures(33, 20)
+        assert torch.equal(gaussian_blur(images, SIGMAS, apply, MAX_SIGMA, inplace=True), expected)
+
+
+def test_a_cpu_overwrites_the_input():
+    images = pictures(33, 20)
+    assert gaussian_blur(images, SIGMAS, SOME, MAX_SIGMA, inplace=True) is images
+
+
+@each_path
 def test_images_of_a_batch_do_not_mix():
     images = pictures(33, 20)
     broken = images.clone()

@@ -44,12 +44,14 @@ FACTORS = torch.cat(
 
 # Called with images, the ones of them that are changed, and the rows of their parameters.
 OPERATIONS = {
-    "jitter": lambda x, apply, rows=slice(None): color_jitter(x, FACTORS[rows], torch.tensor(ORDERS * 2)[rows], apply),
+    "jitter": lambda x, apply, rows=slice(None), **options: color_jitter(
+        x, FACTORS[rows], torch.tensor(ORDERS * 2)[rows], apply, **options
+    ),
     "hue": lambda x, apply, rows=slice(None): torch.where(
         apply[:, None, None, None], adjust_hue(x, FACTORS[rows, 3]), x
     ),
-    "grayscale": lambda x, apply, rows=slice(None): random_grayscale(x, apply),
-    "solarize": lambda x, apply, rows=slice(None): solarize(x, apply),
+    "grayscale": lambda x, apply, rows=slice(None), **options: random_grayscale(x, apply, **options),
+    "solarize": lambda x, apply, rows=slice(None), **options: solarize(x, apply, **options),
 }
 
 
@@ -235,6 +237,11 @@ def test_normalize(dtype):
     assert_close(normalized, TF.normalize(images, mean, std), NORMALIZE_ATOL)
     assert torch.equal(images, pictures(4, dtype=dtype))
     assert_close(normalize(images[:, :1], mean[:1], std[:1]), normalized[:, :1], 0)
+    out = torch.empty(2, *images.shape, dtype=dtype)[1]
+    for target in (out, out.contiguous(memory_format=torch.channels_last), images.clone()):
+        assert normalize(images, mean, std, out=target) is target and torch.equal(target, normalized)
+    own = images.clone()
+    assert torch.equal(normalize(own, mean, std, out=own), normalized)
     assert_close(normalize(images.contiguous(memory_format=torch.channels_last), mean, std), normalized, 0)
 
 
@@ -284,6 +291,24 @@ def test_the_input_is_left_alone(size, operation):
     for apply in (SOME, EVERYBODY, ~EVERYBODY):
         operation(images, apply)
         assert torch.equal(images, pictures(size=size))
+
+
+@each_path
+@each_size
+@pytest.mark.parametrize("operation", ["jitter", "grayscale", "solarize"])
+def test_the_input_may_be_overwritten(operation, size):
+    operation = OPERATIONS[operation]
+    for apply in (SOME, EVERYBODY, ~EVERYBODY):
+        expected = operation(pictures(size=size), apply)
+        assert torch.equal(operation(pictures(size=size), apply, inplace=True), expected)
+        for layout in LAYOUTS.values():
+            assert_close(operation(layout(pictures(size=size)), apply, inplace=True), expected, BATCH_ATOL)
+
+
+def test_a_cpu_overwrites_the_input():
+    for name in ("jitter", "grayscale", "solarize"):
+        images = pictures()
+        assert OPERATIONS[name](images, SOME, inplace=True) is images
 
 
 LAYOUTS = {

@@ -231,10 +231,12 @@ def test_weights_are_a_plain_matrix():
 
 
 def test_apply_weights():
-    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8, generator=generator())
-    rows, columns = (torch.rand(2, *shape, generator=generator(1)) for shape in ((6, 4), (7, 5)))
-    expected = torch.einsum("bih,bchw,bjw->bcij", rows.double(), images.double(), columns.double())
-    assert_close(apply_weights(images, rows, columns).double(), expected, 1e-2)
+    images = byte_pictures(4, 4, 5)
+    rows, columns = (torch.rand(4, *shape, generator=generator(1)) for shape in ((6, 4), (7, 5)))
+    for i, j in ((4, 4), (1, 4), (2, 1)):  # fewer weights serve equal parts of the batch
+        each = rows[:i].repeat_interleave(4 // i, 0).double(), columns[:j].repeat_interleave(4 // j, 0).double()
+        expected = torch.einsum("bih,bchw,bjw->bcij", each[0], images.double(), each[1])
+        assert_close(apply_weights(images, rows[:i], columns[:j]).double(), expected, 1e-2)
 
 
 # Images of unequal sizes in one tensor
@@ -298,25 +300,39 @@ def test_what_lies_beyond_an_image_does_not_leak_in(boxes, padding):
         assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
 
 
-# Boxes of one row
+# Fewer boxes than images
+
+SIX = torch.tensor(
+    [[0, 0, 36, 36, 0], [3, 5, 7, 5, 1], [10, 0, 5, 31, 0], [0, 13, 36, 3, 1], [35, 35, 1, 1, 0], [1, 2, 33, 33, 1]]
+)
+FEWER = pytest.mark.parametrize("boxes", [SIX[:1], SIX[1:3], SIX[:3], SIX], ids=len)
 
 
-@pytest.mark.parametrize("row", range(len(BOXES)))
-def test_one_box_for_all_images(row):
-    images, box = pictures(4, 47, 61), BOXES[row : row + 1]
-    assert_close(resample(images, box, 33), resample(images, box.expand(4, -1), 33), SAME_ATOL)
-    assert_close(resample(images, box, 33), torchvision_views(images, box.expand(4, -1), 33))
-    bytes_ = byte_pictures(4, 47, 61)
-    assert torch.equal(resample_each(bytes_, box, 33), resample_each(bytes_, box.expand(4, -1), 33))
-
-
-def test_one_box_for_images_of_unequal_sizes():
-    images, box = pictures(len(OWN), 40, 36), torch.tensor([[2, 1, 12, 9, 1]])
-    assert_close(
-        resample(images, box, 7, padding=9, sizes=OWN),
-        resample(images, box.expand(len(OWN), -1), 7, padding=9, sizes=OWN),
-        SAME_ATOL,
+@FEWER
+@pytest.mark.parametrize("interpolation", MODES)
+def test_boxes_serve_equal_parts_of_the_batch(boxes, interpolation):
+    images, bytes_ = pictures(6, 36, 36), byte_pictures(6, 36, 36)
+    each = boxes.repeat_interleave(6 // len(boxes), 0)
+    views = resample(images, boxes, 23, interpolation)
+    assert_close(views, resample(images, each, 23, interpolation), SAME_ATOL)
+    assert_close(views, torchvision_views(images, each, 23, interpolation))
+    assert torch.equal(
+        resample_each(bytes_, boxes, 23, interpolation), torchvision_bytes(bytes_, each, 23, interpolation)
     )
+
+
+@FEWER
+@pytest.mark.parametrize("canvas", [None, 36])
+def test_boxes_serve_equal_parts_of_images_of_unequal_sizes(boxes, canvas):
+    images, each = pictures(len(OWN), 40, 36), boxes.repeat_interleave(len(OWN) // len(boxes), 0)
+    views = resample(images, boxes, 7, padding=36, sizes=OWN, canvas=canvas)
+    assert_close(views, resample(images, each, 7, padding=36, sizes=OWN, canvas=canvas), SAME_ATOL)
+
+
+def test_boxes_that_do_not_divide_the_batch():
+    for function in (resample, resample_each):
+        with pytest.raises((RuntimeError, ValueError)):
+            function(byte_pictures(6, 36, 36), SIX[:4], 7)
 
 
 # Resized to a square first

@@ -261,6 +261,14 @@ def test_nothing_is_done_without_colors():
     assert torch.equal(images, pictures())
 
 
+def test_the_input_may_be_overwritten():
+    colors, images = draw_colors(EVERYTHING, draws(IMAGES)), pictures().clone()
+    expected = apply_colors(images, colors, EVERYTHING)
+    assert torch.equal(images, pictures())
+    assert apply_colors(images, colors, EVERYTHING, inplace=True) is images
+    assert torch.equal(images, expected)
+
+
 def test_an_image_looks_the_same_in_every_batch():
     view = View(jitter=0.7, grayscale=0.4, blur=0.6)  # all that is continuous
     colors = draw_colors(view, draws(IMAGES))
