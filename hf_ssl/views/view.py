@@ -1,6 +1,7 @@
 """One view of an image, as data that a recipe can override."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,13 +94,13 @@ class View:
                 raise ValueError(f"{name}={getattr(self, name)} is not a probability between 0 and 1.")
         for name in ("scale", "ratio", "blur_sigma"):
             limits = getattr(self, name)
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+            if len(limits) != 2 or not 0 < limits[0] <= limits[1] < math.inf:
                 raise ValueError(f"{name}={limits} must be two positive numbers, the smaller one first.")
         if self.scale[1] > 1:
             raise ValueError(f"scale={self.scale} must not exceed 1: a crop lies inside of its image.")
         for name in ("brightness", "contrast", "saturation"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative, nor infinite.")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue} must lie between 0 and 0.5, half a turn.")
 

@@ -9,6 +9,7 @@ from PIL import ImageOps
 from torch.nn import functional as F
 
 from hf_ssl.views import adjust_hue, color_jitter, erase, grayscale, normalize, random_grayscale, solarize
+from hf_ssl.views.photometric import _planes
 
 
 JITTER_ATOL = 5e-6  # of the range of values; four operations, the hue among them
@@ -92,6 +93,11 @@ def assert_close(actual, expected, atol):
 def of_range(atol, values):
     low, high = VALUES[values]
     return atol * (high - low)
+
+
+def test_small_images_are_computed_with_the_batch_innermost():
+    for size, innermost in ((6, 1), (15, 1), (16, 2), (19, 2)):
+        assert _planes(pictures(size=size), torch.arange(COUNT)).stride(innermost) == 1
 
 
 # Against torchvision
@@ -293,24 +299,6 @@ def test_the_input_is_left_alone(size, operation):
         assert torch.equal(images, pictures(size=size))
 
 
-@each_path
-@each_size
-@pytest.mark.parametrize("operation", ["jitter", "grayscale", "solarize"])
-def test_the_input_may_be_overwritten(operation, size):
-    operation = OPERATIONS[operation]
-    for apply in (SOME, EVERYBODY, ~EVERYBODY):
-        expected = operation(pictures(size=size), apply)
-        assert torch.equal(operation(pictures(size=size), apply, inplace=True), expected)
-        for layout in LAYOUTS.values():
-            assert_close(operation(layout(pictures(size=size)), apply, inplace=True), expected, BATCH_ATOL)
-
-
-def test_a_cpu_overwrites_the_input():
-    for name in ("jitter", "grayscale", "solarize"):
-        images = pictures()
-        assert OPERATIONS[name](images, SOME, inplace=True) is images
-
-
 LAYOUTS = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "batch innermost": lambda x: x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
@@ -330,6 +318,24 @@ def test_any_layout(layout, size, operation):
     changed = operation(moved, SOME)
     assert_close(changed, operation(images, SOME), BATCH_ATOL)
     assert torch.equal(changed[~SOME], images[~SOME]) and torch.equal(moved, images)
+
+
+@each_path
+@each_size
+@pytest.mark.parametrize("operation", ["jitter", "grayscale", "solarize"])
+def test_the_input_may_be_overwritten(operation, size):
+    operation = OPERATIONS[operation]
+    for apply in (SOME, EVERYBODY, ~EVERYBODY):
+        expected = operation(pictures(size=size), apply)
+        assert torch.equal(operation(pictures(size=size), apply, inplace=True), expected)
+        for layout in LAYOUTS.values():
+            assert_close(operation(layout(pictures(size=size)), apply, inplace=True), expected, BATCH_ATOL)
+
+
+def test_a_cpu_overwrites_the_input():
+    for name in ("jitter", "grayscale", "solarize"):
+        images = pictures()
+        assert OPERATIONS[name](images, SOME, inplace=True) is images
 
 
 @each_path
