@@ -354,7 +354,9 @@ class SSLTrainer(Trainer):
         """The views of a batch, made on the device unless a worker has made them, and the model's loss on them."""
         args, number, epoch, index = self.args, self.state.global_step, inputs["epoch"], inputs["index"]
         draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index, args.device)
-        step = Step(draws, Draws.for_samples(args.seed, epoch, index), self._values)
+        step = Step(
+            draws, Draws.for_samples(args.seed, epoch, index, view=-1), self._values
+        )  # no view has that number
         if self._augments_in_workers:
             views = {name: value for name, value in inputs.items() if name not in ("epoch", "index")}
         else:

@@ -22,9 +22,19 @@ from .geometry import (
 from .patches import join_patches, permute_patches, split_patches
 from .photometric import adjust_hue, color_jitter, erase, grayscale, normalize, random_grayscale, solarize
 from .photos import resized_crop
-from .pipeline import MultiViewPipeline, blocks, draw_boxes, random_erase, render, render_photo, sizes_of
+from .pipeline import (
+    MultiViewPipeline,
+    blocks,
+    check_images,
+    draw_boxes,
+    full_precision,
+    random_erase,
+    render,
+    render_photo,
+    sizes_of,
+)
 from .random import Draws
-from .resample import apply_weights, resample, resample_each, resize_weights
+from .resample import apply_weights, canvas_weights, resample, resample_each, resize_weights
 from .view import View, save_views
 
 
@@ -38,12 +48,15 @@ __all__ = [
     "apply_weights",
     "blocks",
     "blur_weights",
+    "canvas_weights",
     "center_crop",
+    "check_images",
     "color_jitter",
     "correspondences",
     "draw_boxes",
     "draw_colors",
     "erase",
+    "full_precision",
     "gaussian_blur",
     "grayscale",
     "intersection",

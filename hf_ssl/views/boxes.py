@@ -73,8 +73,8 @@ def _largest_within_ratio(height: Tensor, width: Tensor, ratio: Range) -> tuple[
     """Width and height of the largest box whose aspect ratio is within the limits; each of shape `(batch_size,)`."""
     aspect = width / height
     too_narrow, too_wide = aspect < ratio[0], aspect > ratio[1]
-    fitted_height = torch.where(too_narrow, (width / ratio[0]).round().long(), height)
-    fitted_width = torch.where(too_wide, (height * ratio[1]).round().long(), width)
+    fitted_height = torch.where(too_narrow, (width / ratio[0]).round().long().clamp(min=1), height)
+    fitted_width = torch.where(too_wide, (height * ratio[1]).round().long().clamp(min=1), width)
     return fitted_width, fitted_height
 
 

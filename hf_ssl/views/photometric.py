@@ -1,7 +1,7 @@
 """Photometric operations with one set of parameters for each image of a batch.
 
 Each function equals its torchvision functional, image by image, on float images. An operation that is not applied to an
-image leaves it bit for bit as it is.
+image leaves it bit for bit as it is. Nothing here is for gradients.
 
 On a CPU the images that an operation is applied to are picked out first, and arithmetic stands in for comparisons and
 `torch.where`, which are not vectorized there. An accelerator computes all images and selects: picking would have to wait
@@ -121,6 +121,7 @@ def erase(images: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
     return torch.where((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], noise, images)
 
 
+@torch.no_grad()
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """
     Turn the hue of RGB images, as `torchvision.transforms.functional.adjust_hue` does on float images, including its
@@ -138,6 +139,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     return _images(planes, images)
 
 
+@torch.no_grad()
 def color_jitter(images: Tensor, factors: Tensor, order: Tensor, apply: Tensor, inplace: bool = False) -> Tensor:
     """
     Brightness, contrast, saturation and hue in a given order, each image with its own factors and its own order.

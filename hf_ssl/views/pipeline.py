@@ -6,9 +6,10 @@ and changes their colors, in blocks of images that stay in a processor's cache.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,12 +20,12 @@ from .colors import apply_colors, draw_colors
 from .photometric import apply_where, erase, normalize
 from .photos import resized_crop
 from .random import Draws
-from .resample import resample, resample_each
+from .resample import canvas_weights, resample, resample_each
 from .view import View
 
 
 # Numbers in a block of images: on a CPU it stays in the cache, elsewhere it bounds the memory that is needed.
-_BLOCK_ON_CPU, _BLOCK = 1 << 19, 1 << 25
+_BLOCK_ON_CPU, _BLOCK = 1 << 19, 1 << 23
 # From this product of source side and view side on, a CPU is faster image by image than by matrix products.
 _LARGE = 64 * 64
 
@@ -50,6 +51,13 @@ def _block_size(device: torch.device) -> int:
     return _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without autocast, under which products of matrices would be rounded to the precision of the training."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def draw_boxes(view: View, draws: Draws, sizes: Tensor) -> Tensor:
     """
     Draw where a view lies in each image.
@@ -72,26 +80,25 @@ def draw_boxes(view: View, draws: Draws, sizes: Tensor) -> Tensor:
     return box_functions.whole_image(sizes, flip)
 
 
-def render(images: Tensor, boxes: Tensor, view: View, canvas: int | None = None) -> Tensor:
+def render(images: Tensor, boxes: Tensor, view: View, canvas: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """
     Cut the boxes of a view out of images of one size.
 
     Args:
-        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`): The sources, uint8, or float in [0, 1].
-        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64): A box for each image, or fewer for equal parts of the
-            batch, in their order.
+        images (`torch.Tensor` of shape `(batch_size, 3, height, width)`, uint8): The sources.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64): A box for each image, or one for all.
         view ([`View`]): Says the size and how pixels are interpolated.
-        canvas (`int`, *optional*): Side that the images are resized to before they are cut.
+        canvas (`tuple[torch.Tensor, torch.Tensor]`, *optional*): Weights that resize the images before they are cut, see
+            [`~hf_ssl.views.canvas_weights`].
 
     Returns:
         `torch.Tensor` of shape `(batch_size, 3, size, size)`, float32 in [0, 1].
     """
-    padding = _padding(view, images.shape[-2:])
+    source = images.shape[-2:] if canvas is None else [weights.shape[1] for weights in canvas]
+    padding = _padding(view, source[0], source[1])
     if canvas is None and _is_large(view, images):
         return resample_each(images, boxes, view.size, view.interpolation, padding).to(torch.float32).div_(255)
-    rendered = resample(images, boxes, view.size, view.interpolation, padding=padding, canvas=canvas)
-    if images.dtype == torch.uint8:
-        rendered.div_(255)
+    rendered = resample(images, boxes, view.size, view.interpolation, padding=padding, canvas=canvas).div_(255)
     # A bicubic kernel overshoots.
     return rendered.clamp_(0, 1) if view.interpolation == "bicubic" else rendered
 
@@ -116,20 +123,21 @@ def render_photo(photo: Image.Image, box: Tensor, view: View) -> Tensor:
     Raises:
         `ValueError`: the view is a padded crop, which needs images of its size.
     """
-    _padding(view, (photo.height, photo.width))
+    _padding(view, photo.height, photo.width)
     return resized_crop(photo, box, view.size, view.interpolation)
 
 
-def _padding(view: View, source: tuple[int, ...]) -> int:
+def _padding(view: View, height: int, width: int) -> int:
     """How far the boxes of a view may stick out of their sources."""
     if view.crop == "padded_crop":
-        if tuple(source) != (view.size, view.size):
+        if (height, width) != (view.size, view.size):
+            remedy = f", or views of {height} pixels" if height == width else ", or resize the images first (canvas)"
             raise ValueError(
-                f"crop='padded_crop' needs images of {view.size}x{view.size} pixels, these have {source[0]}x{source[1]}; use "
-                f"'random_resized_crop', or views of {source[0]} pixels."
+                f"crop='padded_crop' needs images of {view.size}x{view.size} pixels, these have {height}x{width}; use "
+                f"'random_resized_crop'{remedy}."
             )
         return view.padding
-    return max(0, view.size - min(source)) if view.crop == "center_crop" else 0
+    return max(0, view.size - min(height, width)) if view.crop == "center_crop" else 0
 
 
 @dataclass(frozen=True)
@@ -143,25 +151,18 @@ class _Run:
     view: View
 
 
-class _Sources(NamedTuple):
-    """The images of a batch, uint8 for views that are cut image by image and float in [0, 1] for the others."""
-
-    as_bytes: Tensor
-    as_floats: Tensor
-    canvas: int | None
-
-
 def _parts(
     num_views: int, num_images: int, numbers_per_view: int, device: torch.device
 ) -> Iterator[tuple[slice, slice]]:
     """Cut equal views of a batch into blocks: several whole views, or a part of one."""
-    views_at_once = max(1, _block_size(device) // max(1, num_images * numbers_per_view))
-    for start in range(0, num_views, views_at_once):
-        part = slice(start, min(start + views_at_once, num_views))
-        if views_at_once > 1:
-            yield part, slice(0, num_images)
-        else:
-            yield from ((part, rows) for rows in blocks(num_images, numbers_per_view, device))
+    views_at_once = _block_size(device) // max(1, num_images * numbers_per_view)
+    if views_at_once > 1:
+        for start in range(0, num_views, views_at_once):
+            yield slice(start, min(start + views_at_once, num_views)), slice(0, num_images)
+    else:
+        for view in range(num_views):
+            for rows in blocks(num_images, numbers_per_view, device):
+                yield slice(view, view + 1), rows
 
 
 class MultiViewPipeline:
@@ -195,6 +196,13 @@ class MultiViewPipeline:
         canvas: int | None = None,
         shared_boxes: bool = False,
     ):
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if len(values) != 3:
+                raise ValueError(f"{name}={values} must hold three numbers, for red, green and blue.")
+        if min(image_std) <= 0:
+            raise ValueError(f"image_std={image_std} must be positive.")
+        if not views:
+            raise ValueError("There are no views to make; give at least one.")
         for name, group in views.items():
             if len({view.size for view in group}) != 1:
                 raise ValueError(
@@ -228,6 +236,8 @@ class MultiViewPipeline:
         """
         if self.canvas is not None:
             return box_functions.whole_image(sizes)[:, None]
+        if self.shared_boxes:
+            raise ValueError("Photos of unequal sizes can share their boxes only on a canvas: give `canvas`.")
         return self.view_boxes(epoch, index, sizes)
 
     def view_boxes(self, epoch: Tensor, index: Tensor, sizes: Tensor, draws: Draws | None = None) -> Tensor:
@@ -258,6 +268,8 @@ class MultiViewPipeline:
                 "The images of a batch share their boxes, which are drawn for the batch: give `draws` (Draws.for_batch). "
                 "Data-loading workers do not know the step: use --augment_on device."
             )
+        if len(index) == 0:
+            return sizes.new_zeros(0, self.num_views, 5)
         keys = draws.split(self.num_views).keys.split([run.count for run in self._runs])
         drawn = [
             draw_boxes(run.view, Draws(key), sizes[:1].expand(run.count, -1))
@@ -311,16 +323,21 @@ class MultiViewPipeline:
             `TypeError`: the images are not uint8.
             `ValueError`: they have another shape, or not the size that a padded crop needs.
         """
-        epoch, index = batch["epoch"], batch["index"]
-        sources = None
-        if "images" in batch:
-            _check_images(batch["images"])
-            boxes = self.view_boxes(epoch, index, sizes_of(batch["images"]), draws)
-            sources = self._sources(batch["images"])
-        else:
+        with full_precision(batch["index"].device):
+            return self._make_views(batch, draws)
+
+    def _make_views(self, batch: dict[str, Tensor], draws: Draws | None) -> dict[str, Tensor]:
+        epoch, index, images, canvas = batch["epoch"], batch["index"], batch.get("images"), None
+        if images is None:
             boxes = batch["boxes"]
+        else:
+            check_images(images)
+            boxes = self.view_boxes(epoch, index, sizes_of(images), draws)
+            images, canvas = self._resize_to_canvas(images)
         outputs = {
-            name: torch.empty(len(group), len(index), 3, group[0].size, group[0].size, device=index.device)
+            name: torch.empty(
+                len(group), len(index), 3, group[0].size, group[0].size, dtype=torch.float32, device=index.device
+            )
             for name, group in self.views.items()
         }
         for run in self._runs:
@@ -328,11 +345,14 @@ class MultiViewPipeline:
             draws_of_run = self._draws(run, epoch, index)
             colors = draw_colors(run.view, draws_of_run)
             for part, rows in _parts(run.count, len(index), views.shape[2:].numel(), index.device):
-                if sources is not None:
-                    crops = self._crop(sources, boxes, run, part, rows)
+                if images is None:
+                    crops = batch[f"{run.group}_crops"][:, run.place : run.place + run.count]
+                    crops = crops[rows, part].transpose(0, 1).flatten(0, 1).to(torch.float32).div_(255)
                 else:
-                    cut = batch[f"{run.group}_crops"][:, run.place : run.place + run.count]
-                    crops = cut[rows, part].transpose(0, 1).flatten(0, 1).to(torch.float32).div_(255)
+                    some = boxes[:1] if self.shared_boxes else boxes[rows]
+                    numbers = range(run.number + part.start, run.number + part.stop)
+                    cut = [render(images[rows], some[:, number], run.view, canvas) for number in numbers]
+                    crops = cut[0] if len(cut) == 1 else torch.cat(cut)
                 own = slice(part.start * len(index) + rows.start, (part.stop - 1) * len(index) + rows.stop)
                 crops = apply_colors(crops, colors[own], run.view, inplace=True)
                 target = views[part, rows].view(crops.shape)
@@ -341,26 +361,13 @@ class MultiViewPipeline:
                     target.copy_(random_erase(target, Draws(draws_of_run.keys[own]), run.view.erase))
         return outputs | {"boxes": boxes}
 
-    def _sources(self, images: Tensor) -> "_Sources":
-        """What the views are cut out of."""
-        canvas, large = self.canvas, [_is_large(run.view, images) for run in self._runs]
-        if canvas is not None and any(large):
-            if images.shape[-2:] != (canvas, canvas):
-                images = resample_each(images, box_functions.whole_image(sizes_of(images[:1])), canvas)
-            canvas = None
-        if all(large):
-            return _Sources(images, images, canvas)
-        # Converted once for all views, to the order in memory that the matrix products want.
-        products = images.transpose(1, 2).to(torch.float32).contiguous().div_(255).transpose(1, 2)
-        return _Sources(images, products, canvas)
-
-    def _crop(self, sources: "_Sources", boxes: Tensor, run: _Run, part: slice, rows: slice) -> Tensor:
-        """The views `part` of a run of the images `rows`, view by view: `(num_views * num_images, 3, size, size)`."""
-        images = sources.as_bytes if _is_large(run.view, sources.as_bytes) else sources.as_floats
-        images = images[rows]
-        boxes = boxes[:1] if self.shared_boxes else boxes[rows]
-        numbers = range(run.number + part.start, run.number + part.stop)
-        return torch.cat([render(images, boxes[:, number], run.view, sources.canvas) for number in numbers])
+    def _resize_to_canvas(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The images on the canvas, or as they are with the weights that put them there."""
+        if self.canvas is None or images.shape[-2:] == (self.canvas, self.canvas):
+            return images, None
+        if any(_is_large(run.view, images) for run in self._runs):
+            return resample_each(images, box_functions.whole_image(sizes_of(images[:1])), self.canvas), None
+        return images, canvas_weights(images.shape[-2], images.shape[-1], self.canvas, images.device)
 
 
 def random_erase(images: Tensor, draws: Draws, p: float) -> Tensor:
@@ -391,7 +398,8 @@ def sizes_of(images: Tensor) -> Tensor:
     return torch.stack(sizes, dim=1)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise `TypeError` or `ValueError` unless these are uint8 images of shape `(batch_size, 3, height, width)`."""
     if images.dtype != torch.uint8:
         raise TypeError(f"images have dtype {images.dtype}; give torch.uint8, with values from 0 to 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:

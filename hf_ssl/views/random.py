@@ -77,6 +77,11 @@ class Draws:
                 Which view of the sample is drawn: one for all, or one for each row. Other shapes that broadcast to one
                 dimension will do, for `epoch` and `index` as well.
         """
+        for name, numbers in (("epoch", epoch), ("index", index)):
+            if numbers.dtype != torch.int64:
+                raise TypeError(
+                    f"{name} has dtype {numbers.dtype}; give torch.int64, as other keys give other numbers."
+                )
         key = torch.full_like(index, seed)
         for value in (epoch, index, view):
             key = _absorb(key, value)

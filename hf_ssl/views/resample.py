@@ -4,7 +4,6 @@ Each axis of each sample has its own small matrix of interpolation weights, so e
 differently in one call, on any device, and gradients are not needed. On a CPU [`resample_each`] is faster for large images.
 """
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -87,7 +86,7 @@ def resize_weights(
     weights = _KERNELS[interpolation]((source[:, None] - center[:, :, None]).abs_())
     weights.mul_(1 / weights.sum(-1, keepdim=True))
     if filled is not None:
-        weights.mul_((source_position < filled[:, None])[:, None])
+        weights = weights * (source_position < filled[:, None])[:, None]
     return weights[..., padding : padding + source_size]
 
 
@@ -97,21 +96,19 @@ def apply_weights(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): uint8 or float.
-        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis. Fewer than there
-            are images serve equal parts of the batch, in their order.
+        rows (`torch.Tensor` of shape `(batch_size, new_height, height)`): Weights of the vertical axis; one for all
+            images, if its first dimension is 1.
         columns (`torch.Tensor` of shape `(batch_size, new_width, width)`): Weights of the horizontal axis, likewise.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, new_height, new_width)`, the dtype of the weights.
     """
     batch, channels, height, width = images.shape
-    rows, columns = (
-        weights if len(weights) == batch else weights.repeat_interleave(batch // len(weights), 0)
-        for weights in (rows, columns)
-    )
+    rows, columns = rows.expand(batch, -1, -1), columns.expand(batch, -1, -1)
     # Channels between the two axes: each product is then one plain batched matrix product, and the conversion from
     # uint8 is the only copy of the sources.
-    images = images.transpose(1, 2).to(rows.dtype).reshape(batch, height * channels, width)
+    images = images.transpose(1, 2).to(rows.dtype, memory_format=torch.contiguous_format)
+    images = images.reshape(batch, height * channels, width)
     images = torch.bmm(images, columns.mT).view(batch, height, channels * columns.shape[1])
     images = torch.bmm(rows, images).view(batch, rows.shape[1], channels, columns.shape[1])
     return images.transpose(1, 2)
@@ -125,7 +122,7 @@ def resample(
     antialias: bool = True,
     padding: int = 0,
     sizes: Tensor | None = None,
-    canvas: int | None = None,
+    canvas: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """
     Cut each box out of its image, resize it to a square and mirror it where the box says so. Equal to torchvision's
@@ -134,9 +131,8 @@ def resample(
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
             Sources, uint8 or float.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64):
-            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`]. Fewer than there are images serve equal parts
-            of the batch, in their order.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
+            `(top, left, height, width, flip)`, see [`hf_ssl.views.boxes`]; a single one is that of all images.
         size (`int`):
             Side of the result, in pixels.
         interpolation (`str`, *optional*, defaults to `"bilinear"`):
@@ -147,36 +143,44 @@ def resample(
             How far boxes may stick out of the image; zeros there.
         sizes (`torch.Tensor` of shape `(batch_size, 2)`, int64, *optional*):
             Height and width of each image, where images of unequal sizes lie in the upper left corner of `images`.
-        canvas (`int`, *optional*):
-            Resize the images to a square of this side first (bilinear, antialiased); boxes lie in it. The square itself is
-            never made: the products of two linear maps are one.
+        canvas (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+            What [`canvas_weights`] returned: the images are first resized to a square, in which the boxes then lie. The
+            square itself is never made, as two linear maps after each other are one. Not together with `sizes`.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, size, size)`, float32, in the value range of `images`.
     """
-    if sizes is not None and len(boxes) < len(sizes):
-        boxes = boxes.repeat_interleave(len(sizes) // len(boxes), 0)
+    if sizes is not None and canvas is not None:
+        raise ValueError("`sizes` and `canvas` cannot be given together: resize images of unequal sizes one by one.")
     top, left, box_height, box_width, flip = boxes.unbind(-1)
     heights, widths = (None, None) if sizes is None else sizes.unbind(-1)
-
-    def weights(start: Tensor, length: Tensor, flip: Tensor | None, source_size: int, filled: Tensor | None) -> Tensor:
-        if canvas is None:
-            return resize_weights(start, length, source_size, size, flip, interpolation, antialias, padding, filled)
-        crop = resize_weights(start, length, canvas, size, flip, interpolation, antialias, padding)
-        if filled is None:
-            return crop @ _whole_axis_weights(source_size, canvas, start.device)
-        return crop @ resize_weights(torch.zeros_like(filled), filled, source_size, canvas)
-
-    rows = weights(top, box_height, None, images.shape[-2], heights)
-    columns = weights(left, box_width, flip, images.shape[-1], widths)
+    height, width = images.shape[-2:] if canvas is None else (weights.shape[1] for weights in canvas)
+    rows = resize_weights(top, box_height, height, size, None, interpolation, antialias, padding, heights)
+    columns = resize_weights(left, box_width, width, size, flip, interpolation, antialias, padding, widths)
+    if canvas is not None:
+        rows, columns = rows @ canvas[0], columns @ canvas[1]
     return apply_weights(images, rows, columns)
 
 
-@lru_cache(maxsize=8)
-def _whole_axis_weights(source_size: int, size: int, device: torch.device) -> Tensor:
-    """Weights that resize a whole axis: `(1, size, source_size)`. Kept, as every view of every batch needs the same."""
-    length = torch.full((1,), source_size, device=device)
-    return resize_weights(torch.zeros_like(length), length, source_size, size)
+def canvas_weights(height: int, width: int, canvas: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """
+    Weights that resize whole images to a square, bilinear and antialiased.
+
+    Args:
+        height (`int`): Height of the images.
+        width (`int`): Width of the images.
+        canvas (`int`): Side of the square.
+        device (`torch.device`): Where the weights are made.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shapes `(1, canvas, height)` and `(1, canvas, width)`, float32: for rows and columns.
+    """
+
+    def weights(side: int) -> Tensor:
+        length = torch.full((1,), side, device=device)
+        return resize_weights(torch.zeros_like(length), length, side, canvas)
+
+    return weights(height), weights(width)
 
 
 def resample_each(
@@ -189,8 +193,8 @@ def resample_each(
     Args:
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`, uint8):
             Sources; fastest in channels-last order.
-        boxes (`torch.Tensor` of shape `(batch_size, 5)`, int64):
-            See [`hf_ssl.views.boxes`]. Fewer than there are images serve equal parts of the batch, in their order.
+        boxes (`torch.Tensor` of shape `(batch_size, 5)` or `(1, 5)`, int64):
+            See [`hf_ssl.views.boxes`]; a single one is that of all images.
         size (`int`):
             Side of the result, in pixels.
         interpolation (`str`, *optional*, defaults to `"bilinear"`):
@@ -201,12 +205,15 @@ def resample_each(
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, size, size)`, uint8.
     """
+    if len(boxes) not in (1, len(images)):
+        raise ValueError(f"There are {len(boxes)} boxes for {len(images)} images; give one for each, or one for all.")
     if padding:
         images = F.pad(images, [padding] * 4)
     views = torch.empty(len(images), images.shape[1], size, size, dtype=torch.uint8, memory_format=torch.channels_last)
-    shape = (len(boxes), len(images) // max(1, len(boxes)))
-    parts, targets = (x.unflatten(0, shape) for x in (images, views))
-    for part, view, (top, left, height, width, flip) in zip(parts, targets, boxes.tolist(), strict=True):
+    size_of_part = 1 if len(boxes) == len(images) else max(1, len(images))
+    parts, targets = images.split(size_of_part), views.split(size_of_part)
+    for part, view, box in zip(parts, targets, boxes.tolist(), strict=False):  # no images: an empty part, and no box
+        top, left, height, width, flip = box
         crop = part[..., top + padding : top + padding + height, left + padding : left + padding + width]
         # In this order, that of the results, torch needs not repack them; in the other it fails on results of one pixel.
         crop = crop.contiguous(memory_format=torch.channels_last)

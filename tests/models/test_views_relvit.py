@@ -525,6 +525,27 @@ class TestRenderers:
         with pytest.raises(ValueError, match="needs images of 32x32 pixels, these have 40x47"):
             views.render(Image.new("RGB", (47, 40)), torch.zeros(1, 5, dtype=torch.int64))
 
+    def test_other_images_are_refused(self):
+        batch = make_batch()
+        with pytest.raises(TypeError, match="images have dtype torch.float32; give torch.uint8"):
+            make_views()(batch | {"images": batch["images"].float()})
+        with pytest.raises(ValueError, match=r"images have shape \(6, 1, 40, 47\)"):
+            make_views()(batch | {"images": batch["images"][:, :1]})
+
+    @pytest.mark.parametrize("images_in_a_block", [1, 4, 5, 6])
+    def test_blocks(self, images_in_a_block, monkeypatch):
+        views = make_views(patch_augmentation=ALL_OPERATIONS, shuffle_patches=True, model={"mega_patches": 3})
+        expected = views(make_batch())
+        monkeypatch.setattr("hf_ssl.views.pipeline._BLOCK_ON_CPU", images_in_a_block * 3 * 40 * 47)
+        found = views(make_batch())
+        assert torch.equal(found["patch_order"], expected["patch_order"])
+        assert_close(found["pixel_values"], expected["pixel_values"], 1e-5)
+
+    def test_autocast_changes_nothing(self):
+        expected = make_views()(make_batch())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same(make_views()(make_batch()), expected)
+
     def test_padded_boxes(self):
         batch = make_batch(300, 32, 32)
         boxes = make_views(image_augmentation="padded_crop").boxes(

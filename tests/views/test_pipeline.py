@@ -1,4 +1,6 @@
+import json
 import random
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
 from hf_ssl.data import AugmentedSource, EpochSampler, PhotoSource, TensorSource, collate
-from hf_ssl.views import Draws, MultiViewPipeline, View, blocks, random_erase, render
+from hf_ssl.views import Draws, MultiViewPipeline, View, blocks, canvas_weights, draw_colors, random_erase, render
+from hf_ssl.views import pipeline as pipeline_module
 
 from ..processes import run_ranks
 
@@ -28,6 +31,14 @@ def make_pipeline(size=16, local_size=8, num_local=3, seed=5, **options):
     local = View(size=local_size, scale=[0.05, 0.4], **COLORS, blur=0.5)
     views = {"pixel_values": [first, second], "local_pixel_values": [local] * num_local}
     return MultiViewPipeline(views, MEAN, STD, seed, **options)
+
+
+def make_erasing(**options):
+    pipeline = make_pipeline(**options)
+    for group in pipeline.views.values():
+        for view in group:
+            view.erase = 0.7
+    return pipeline
 
 
 def pictures(count=COUNT, height=20, width=24, seed=0):
@@ -76,14 +87,12 @@ class TestPixels:
     @pytest.mark.parametrize("size,height,width,atol", [(16, 20, 24, 1e-4), (33, 37, 51, 1e-4), (72, 90, 101, 0.08)])
     def test_equals_torchvision_image_by_image(self, size, height, width, atol, monkeypatch):
         drawn = []
-        from hf_ssl.views import pipeline as module
 
-        def draw_colors(view, draws):
-            drawn.append((view, module_draw_colors(view, draws)))
+        def keep_colors(view, draws):
+            drawn.append((view, draw_colors(view, draws)))
             return drawn[-1][1]
 
-        module_draw_colors = module.draw_colors
-        monkeypatch.setattr(module, "draw_colors", draw_colors)
+        monkeypatch.setattr(pipeline_module, "draw_colors", keep_colors)
         pipeline, images = make_pipeline(size=size), pictures(height=height, width=width)
         views = pipeline(make_batch(images))
         found = [*views["pixel_values"], *views["local_pixel_values"]]
@@ -154,6 +163,105 @@ class TestPixels:
         assert list(blocks(0, 10, torch.device("cpu"))) == []
 
 
+def assert_same_tensors(found, expected, atol=1e-4):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_close(found[name], expected[name], atol)
+
+
+def as_on_an_accelerator(monkeypatch):
+    """All images are computed, in large blocks and by products of matrices, and what applies is selected."""
+    monkeypatch.setattr("hf_ssl.views.photometric._picks", lambda images: False)
+    monkeypatch.setattr(pipeline_module, "_is_large", lambda view, images: False)
+    monkeypatch.setattr(pipeline_module, "_block_size", lambda device: pipeline_module._BLOCK)
+
+
+class TestBlocks:
+    """However a batch is cut into blocks, views, boxes, crops, colors and noise stay with their images."""
+
+    @pytest.mark.parametrize("images_in_a_block", [1, 2.5, 5, 12, 24, 30])
+    @pytest.mark.parametrize("options", [{}, {"shared_boxes": True}, {"canvas": 18}, {"size": 72}], ids=str)
+    def test_images(self, images_in_a_block, options, monkeypatch):
+        pipeline, batch, draws = make_erasing(**options), make_batch(pictures()), Draws.for_batch(0, 0)
+        expected = pipeline(batch, draws)
+        for numbers in (3 * 16 * 16, 3 * 8 * 8):
+            monkeypatch.setattr(pipeline_module, "_BLOCK_ON_CPU", int(images_in_a_block * numbers))
+            assert_same_tensors(pipeline(batch, draws), expected)
+
+    @pytest.mark.parametrize("images_in_a_block", [1, 5, 12, 30])
+    def test_crops_of_photos(self, images_in_a_block, monkeypatch):
+        pipeline, batch = make_erasing(), make_batch(pictures())
+        boxes = pipeline.boxes(batch["epoch"], batch["index"], torch.tensor([[20, 24]]).expand(COUNT, 2))
+        photos = [PILImage.fromarray(image.permute(1, 2, 0).numpy()) for image in batch["images"]]
+        rendered = [pipeline.render(photo, own) for photo, own in zip(photos, boxes, strict=True)]
+        crops = {name: torch.stack([tensors[name] for tensors in rendered]) for name in rendered[0]}
+        batch = {**crops, "boxes": boxes, "index": batch["index"], "epoch": batch["epoch"]}
+        expected = pipeline(batch)
+        # Each crop is in its place: that of its view and its image.
+        plain = make_pipeline()
+        for group in plain.views.values():
+            for view in group:
+                view.jitter = view.grayscale = view.blur = view.solarize = 0.0
+        pixels = plain(batch)["local_pixel_values"]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        assert_close(pixels.transpose(0, 1), (crops["local_pixel_values_crops"] / 255 - mean) / std, 1e-5)
+        monkeypatch.setattr(pipeline_module, "_BLOCK_ON_CPU", images_in_a_block * 3 * 8 * 8)
+        assert_same_tensors(pipeline(batch), expected)
+
+    def test_equal_views_erase_differently(self):
+        view = View(size=16, crop="resize", flip=0.0, erase=1.0)
+        batch = make_batch(pictures(1).expand(COUNT, -1, -1, -1))
+        views = MultiViewPipeline({"pixel_values": [view] * 3}, MEAN, STD)(batch)["pixel_values"].flatten(0, 1)
+        assert all(not torch.equal(views[i], views[j]) for i in range(len(views)) for j in range(i))
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"shared_boxes": True, "canvas": 30}, {"canvas": 30}, {"size": 72}], ids=str
+    )
+    def test_an_accelerator_makes_the_same(self, options, monkeypatch):
+        pipeline, batch, draws = make_erasing(**options), make_batch(pictures()), Draws.for_batch(0, 0)
+        expected = pipeline(batch, draws)
+        as_on_an_accelerator(monkeypatch)
+        found = pipeline(batch, draws)
+        assert torch.equal(found["boxes"], expected["boxes"])
+        assert_close(found["local_pixel_values"], expected["local_pixel_values"], 1e-4)
+        difference = (found["pixel_values"] - expected["pixel_values"]).abs()
+        assert difference.median() < (0.02 if "size" in options else 1e-6)  # large views are bytes on a CPU
+
+    def test_two_epochs_in_a_batch(self):
+        """As at the end of an epoch."""
+        pipeline, images = make_pipeline(), pictures()
+        mixed = make_batch(images) | {"epoch": torch.arange(COUNT) % 2}
+        views = pipeline(mixed)
+        for epoch in (0, 1):
+            alone = pipeline(make_batch(images, epoch))
+            rows = torch.arange(COUNT) % 2 == epoch
+            assert torch.equal(views["boxes"][rows], alone["boxes"][rows])
+            assert_close(views["pixel_values"][:, rows], alone["pixel_values"][:, rows], 1e-4)
+
+    @pytest.mark.parametrize("is_accelerator", [False, True])
+    def test_memory(self, is_accelerator, monkeypatch, tmp_path):
+        """Beside what is returned there are boxes, draws and some blocks, and no more of them in a larger batch."""
+        if is_accelerator:
+            as_on_an_accelerator(monkeypatch)
+        monkeypatch.setattr(pipeline_module, "_block_size", lambda device: 1 << 16)
+        pipeline = make_pipeline(num_local=8)
+        small, large = (make_batch(pictures(count)) for count in (400, 1200))
+        peaks = [peak_bytes(lambda: pipeline(batch), tmp_path) for batch in (small, large)]  # noqa: B023
+        returned = 4 * 3 * (2 * 16 * 16 + 8 * 8 * 8)  # bytes of the views of an image
+        assert (peaks[1] - peaks[0]) / 800 < 1.5 * returned
+        assert peaks[1] / 1200 < 3 * returned
+
+
+def peak_bytes(function, folder):
+    """Most bytes that are allocated at a time during a call."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    events = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
+    return max(accumulate(event["args"]["Bytes"] for event in events))
+
+
 class TestPerSampleDraws:
     """A view is a function of (seed, epoch, index, view): its box to the bit, its pixels to float rounding."""
 
@@ -171,8 +279,6 @@ class TestPerSampleDraws:
 
     def test_colors_do_not_depend_on_the_batch(self):
         """Bit for bit, as what is drawn is what counts: flat images show every factor."""
-        from hf_ssl.views import draw_colors
-
         view = View(size=8, **COLORS, blur=0.5, solarize=0.3)
         index = torch.arange(1000)
         whole = draw_colors(view, Draws.for_samples(1, index * 0, index))
@@ -290,8 +396,10 @@ class TestSharedBoxes:
         pipeline, images = make_pipeline(size=size, shared_boxes=True, canvas=80), pictures()
         views = pipeline(make_batch(images), Draws.for_batch(0, 0))
         view = pipeline.views["pixel_values"][0]
-        together = render(images, views["boxes"][:1, 0], view, 80)
-        each = render(images, views["boxes"][:, 0], view, 80)
+        canvas = canvas_weights(20, 24, 80, images.device) if size == 16 else None
+        images = images if size == 16 else TF.resize(images, [80, 80])
+        together = render(images, views["boxes"][:1, 0], view, canvas)
+        each = render(images, views["boxes"][:, 0], view, canvas)
         assert_close(together, each, 1e-5)
 
     def test_without_draws(self):
@@ -300,6 +408,12 @@ class TestSharedBoxes:
 
 
 class TestDegenerateInputs:
+    def test_ratios_out_of_reach(self):
+        view = View(size=8, ratio=[0.1, 0.2])
+        for height, width in ((1, 1), (1, 50), (50, 1)):
+            views = MultiViewPipeline({"pixel_values": [view]}, MEAN, STD)(make_batch(pictures(4, height, width)))
+            assert (views["boxes"][..., 2:4] >= 1).all() and views["pixel_values"].isfinite().all()
+
     @pytest.mark.parametrize("canvas", [None, 20])
     @pytest.mark.parametrize("height,width", [(1, 1), (1, 50), (50, 1), (2, 3)])
     def test_tiny_images(self, height, width, canvas):
@@ -310,9 +424,10 @@ class TestDegenerateInputs:
             pixels = views["pixel_values"].flatten(-2)
             assert_close(pixels, pixels[..., :1].expand_as(pixels), 1e-4)
 
+    @pytest.mark.parametrize("options", [{}, {"shared_boxes": True}, {"canvas": 30}], ids=str)
     @pytest.mark.parametrize("size", [16, 72])
-    def test_empty_batch(self, size):
-        views = make_pipeline(size=size)(make_batch(pictures(0)))
+    def test_empty_batch(self, size, options):
+        views = make_pipeline(size=size, **options)(make_batch(pictures(0)), Draws.for_batch(0, 0))
         assert views["pixel_values"].shape == (2, 0, 3, size, size) and views["boxes"].shape == (0, 5, 5)
 
     @pytest.mark.parametrize("size", [16, 72])
@@ -380,3 +495,68 @@ def test_nothing_is_read_back():
     for options in ({}, {"canvas": 32}, {"canvas": 32, "shared_boxes": True}):
         views = make_pipeline(**options)(batch, Draws.for_batch(0, 0, device="meta"))
         assert views["pixel_values"].device.type == "meta"
+
+
+class TestRefused:
+    """Mistakes in the making of a pipeline, and inputs that would go wrong silently."""
+
+    @pytest.mark.parametrize(
+        "mean,std,message",
+        [
+            ([0.5], STD, r"image_mean=\[0.5\] must hold three numbers"),
+            (MEAN, [1.0, 1.0], r"image_std=\[1.0, 1.0\] must hold three numbers"),
+            (MEAN, [1.0, 0.0, 1.0], r"image_std=\[1.0, 0.0, 1.0\] must be positive"),
+        ],
+    )
+    def test_statistics(self, mean, std, message):
+        with pytest.raises(ValueError, match=message):
+            MultiViewPipeline({"pixel_values": [View(size=8)]}, mean, std)
+
+    def test_no_views(self):
+        with pytest.raises(ValueError, match="There are no views to make"):
+            MultiViewPipeline({}, MEAN, STD)
+
+    @pytest.mark.parametrize("name", ["epoch", "index"])
+    def test_keys_of_other_types(self, name):
+        batch = make_batch(pictures())
+        with pytest.raises(TypeError, match=f"{name} has dtype torch.int32; give torch.int64"):
+            make_pipeline()(batch | {name: batch[name].int()})
+
+    def test_photos_that_share_boxes_without_a_canvas(self):
+        zeros = torch.zeros(2, dtype=torch.int64)
+        with pytest.raises(ValueError, match="only on a canvas: give `canvas`"):
+            make_pipeline(shared_boxes=True).boxes(zeros, zeros, torch.tensor([[20, 30], [30, 20]]))
+
+
+@pytest.mark.parametrize("source", [14, 20, 33])
+@pytest.mark.parametrize("crop,canvas", [("center_crop", 10), ("center_crop", 24), ("padded_crop", 16)])
+def test_crops_on_a_canvas(crop, canvas, source):
+    """What is a box's place, and what is outside, is a matter of the canvas."""
+    view = View(size=16, crop=crop, flip=0.0)
+    images = pictures(height=source, width=source)
+    views = MultiViewPipeline({"pixel_values": [view]}, [0.0] * 3, [1.0] * 3, canvas=canvas)(make_batch(images))
+    resized = TF.resize(images / 255, [canvas, canvas], antialias=True)
+    padded = TF.pad(resized, [16] * 4)
+    for image, box, pixels in zip(padded, views["boxes"][:, 0], views["pixel_values"][0], strict=True):
+        top, left, height, width, _ = box.tolist()
+        assert (height, width) == (16, 16)
+        assert_close(pixels, image[:, top + 16 : top + 32, left + 16 : left + 32], 1e-4)
+
+
+@pytest.mark.parametrize("size", [16, 72])
+def test_autocast_changes_nothing(size):
+    pipeline, batch = make_pipeline(size=size), make_batch(pictures())
+    expected = pipeline(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_tensors(pipeline(batch), expected, 0)
+
+
+def test_default_dtype_changes_nothing():
+    pipeline, batch = make_pipeline(), make_batch(pictures())
+    expected = pipeline(batch)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = pipeline(batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_tensors(found, expected)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF2
 
-from hf_ssl.views import apply_weights, resample, resample_each, resize_weights
+from hf_ssl.views import apply_weights, canvas_weights, resample, resample_each, resize_weights
 
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
@@ -233,8 +233,8 @@ def test_weights_are_a_plain_matrix():
 def test_apply_weights():
     images = byte_pictures(4, 4, 5)
     rows, columns = (torch.rand(4, *shape, generator=generator(1)) for shape in ((6, 4), (7, 5)))
-    for i, j in ((4, 4), (1, 4), (2, 1)):  # fewer weights serve equal parts of the batch
-        each = rows[:i].repeat_interleave(4 // i, 0).double(), columns[:j].repeat_interleave(4 // j, 0).double()
+    for i, j in ((4, 4), (1, 4), (1, 1)):  # a single one serves all images
+        each = rows[:i].expand(4, -1, -1).double(), columns[:j].expand(4, -1, -1).double()
         expected = torch.einsum("bih,bchw,bjw->bcij", each[0], images.double(), each[1])
         assert_close(apply_weights(images, rows[:i], columns[:j]).double(), expected, 1e-2)
 
@@ -292,47 +292,42 @@ def test_images_of_unequal_sizes(size, interpolation, boxes, padding):
 @UNEQUAL
 def test_what_lies_beyond_an_image_does_not_leak_in(boxes, padding):
     images = pictures(len(OWN), 40, 36)
-    for function in (
-        lambda x: resample(x, boxes, 9, padding=padding, sizes=OWN),
-        lambda x: resample(x, CANVAS_BOXES[2:3], 9, sizes=OWN, canvas=24),
-    ):
-        views = [function(padded(images, OWN, beyond)) for beyond in (0.0, 1e4, -3.0)]
-        assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
+    views = [
+        resample(padded(images, OWN, beyond), boxes, 9, padding=padding, sizes=OWN) for beyond in (0.0, 1e4, -3.0)
+    ]
+    assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
 
 
-# Fewer boxes than images
+# One box for all images
 
 SIX = torch.tensor(
     [[0, 0, 36, 36, 0], [3, 5, 7, 5, 1], [10, 0, 5, 31, 0], [0, 13, 36, 3, 1], [35, 35, 1, 1, 0], [1, 2, 33, 33, 1]]
 )
-FEWER = pytest.mark.parametrize("boxes", [SIX[:1], SIX[1:3], SIX[:3], SIX], ids=len)
 
 
-@FEWER
+@pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("interpolation", MODES)
-def test_boxes_serve_equal_parts_of_the_batch(boxes, interpolation):
-    images, bytes_ = pictures(6, 36, 36), byte_pictures(6, 36, 36)
-    each = boxes.repeat_interleave(6 // len(boxes), 0)
-    views = resample(images, boxes, 23, interpolation)
+def test_one_box_for_all(number, interpolation):
+    images, bytes_, box = pictures(6, 36, 36), byte_pictures(6, 36, 36), SIX[number : number + 1]
+    each = box.expand(6, -1)
+    views = resample(images, box, 23, interpolation)
     assert_close(views, resample(images, each, 23, interpolation), SAME_ATOL)
     assert_close(views, torchvision_views(images, each, 23, interpolation))
-    assert torch.equal(
-        resample_each(bytes_, boxes, 23, interpolation), torchvision_bytes(bytes_, each, 23, interpolation)
-    )
+    expected = torchvision_bytes(bytes_, each, 23, interpolation)
+    assert torch.equal(resample_each(bytes_, box, 23, interpolation), expected)
 
 
-@FEWER
-@pytest.mark.parametrize("canvas", [None, 36])
-def test_boxes_serve_equal_parts_of_images_of_unequal_sizes(boxes, canvas):
-    images, each = pictures(len(OWN), 40, 36), boxes.repeat_interleave(len(OWN) // len(boxes), 0)
-    views = resample(images, boxes, 7, padding=36, sizes=OWN, canvas=canvas)
-    assert_close(views, resample(images, each, 7, padding=36, sizes=OWN, canvas=canvas), SAME_ATOL)
+def test_one_box_for_images_of_unequal_sizes():
+    images = pictures(len(OWN), 40, 36)
+    views = resample(images, SIX[:1], 7, padding=36, sizes=OWN)
+    assert_close(views, resample(images, SIX[:1].expand(len(OWN), -1), 7, padding=36, sizes=OWN), SAME_ATOL)
 
 
-def test_boxes_that_do_not_divide_the_batch():
-    for function in (resample, resample_each):
-        with pytest.raises((RuntimeError, ValueError)):
-            function(byte_pictures(6, 36, 36), SIX[:4], 7)
+def test_boxes_for_some_images_are_refused():
+    with pytest.raises(ValueError, match="There are 3 boxes for 6 images; give one for each, or one for all"):
+        resample_each(byte_pictures(6, 36, 36), SIX[:3], 7)
+    with pytest.raises(RuntimeError):
+        resample(byte_pictures(6, 36, 36), SIX[:3], 7)
 
 
 # Resized to a square first
@@ -349,29 +344,25 @@ def test_canvas(size, height, width, interpolation):
     images = pictures(len(CANVAS_BOXES), height, width)
     resized = F.interpolate(images, size=(24, 24), mode="bilinear", antialias=True)
     expected = torchvision_views(resized, CANVAS_BOXES, size, interpolation)
-    assert_close(resample(images, CANVAS_BOXES, size, interpolation, canvas=24), expected)
+    canvas = canvas_weights(height, width, 24, images.device)
+    assert_close(resample(images, CANVAS_BOXES, size, interpolation, canvas=canvas), expected)
     for box in CANVAS_BOXES[:, None]:
         expected = torchvision_views(resized, box.expand(len(images), -1), size, interpolation)
-        assert_close(resample(images, box, size, interpolation, canvas=24), expected)
+        assert_close(resample(images, box, size, interpolation, canvas=canvas), expected)
 
 
 def test_canvas_with_padding():
     images = pictures(2, 47, 31)
     resized = F.interpolate(images, size=(32, 32), mode="bilinear", antialias=True)
     boxes = torch.tensor([[-4, 2, 32, 32, 0], [4, -3, 32, 32, 1]])
-    views = resample(images, boxes, 32, padding=4, canvas=32)
+    views = resample(images, boxes, 32, padding=4, canvas=canvas_weights(47, 31, 32, images.device))
     assert_close(views, torchvision_views(resized, boxes, 32, padding=4))
 
 
-def test_canvas_of_images_of_unequal_sizes():
-    images, boxes = pictures(len(OWN), 40, 36), CANVAS_BOXES[[0, 1, 2, 3, 4, 2]]
-    expected = each_alone(
-        lambda x, box: torchvision_views(F.interpolate(x, size=(24, 24), mode="bilinear", antialias=True), box, 9),
-        images,
-        boxes,
-        OWN,
-    )
-    assert_close(resample(images, boxes, 9, sizes=OWN, canvas=24), expected)
+def test_canvas_of_images_of_unequal_sizes_is_refused():
+    canvas = canvas_weights(40, 36, 24, torch.device("cpu"))
+    with pytest.raises(ValueError, match="`sizes` and `canvas` cannot be given together"):
+        resample(pictures(len(OWN), 40, 36), CANVAS_BOXES[:1], 9, sizes=OWN, canvas=canvas)
 
 
 # Image by image
@@ -447,7 +438,7 @@ def test_empty_batch(num_boxes):
         assert resample_each(images, boxes, 7, padding=padding).shape == (0, 3, 7, 7)
         assert resample(images, boxes, 7, padding=padding).shape == (0, 3, 7, 7)
     no_sizes = torch.zeros(0, 2, dtype=torch.int64)
-    assert resample(images, boxes, 7, sizes=no_sizes, canvas=5).shape == (0, 3, 7, 7)
+    assert resample(images, boxes, 7, sizes=no_sizes).shape == (0, 3, 7, 7)
 
 
 def test_errors():

@@ -21,8 +21,10 @@ from ...views import (
     apply_colors,
     apply_weights,
     blocks,
+    check_images,
     draw_boxes,
     draw_colors,
+    full_precision,
     join_patches,
     normalize,
     permute_patches,
@@ -315,6 +317,22 @@ class RelViTViews:
             `(batch_size, 3, side, side)`), `patch_order` (int64 of shape `(batch_size, num_patches)`) if patches are
             shuffled, `labels` if the model classifies.
         """
+        index = batch["index"]
+        if "images" in batch:
+            check_images(batch["images"])
+        # Some hundred passes follow, and noise for every pixel: block by block, what they need is bounded.
+        numbers = max(3 * self.image_size**2, batch["images"][:1].numel() if "images" in batch else 0)
+        with full_precision(index.device):
+            parts = [
+                self._make_views({name: values[rows] for name, values in batch.items()})
+                for rows in list(blocks(len(index), numbers, index.device)) or [slice(0, 0)]
+            ]
+        inputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+        if self.with_labels and "labels" in batch:
+            inputs["labels"] = batch["labels"]
+        return inputs
+
+    def _make_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         draws = self.draws(batch["epoch"], batch["index"])
         images = self._crop(batch)
         in_pixels = self.config.patch_augmentation_space == "pixel"
@@ -338,8 +356,6 @@ class RelViTViews:
             inputs["patch_order"] = draws.permutation("shuffle", shape[1])
             patches = permute_patches(patches, inputs["patch_order"])
         inputs["pixel_values"] = join_patches(patches)
-        if self.with_labels and "labels" in batch:
-            inputs["labels"] = batch["labels"]
         return inputs
 
     def _crop(self, batch: dict[str, Tensor]) -> Tensor:
