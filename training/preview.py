@@ -3,7 +3,8 @@
     python training/preview.py --method relvit --dataset path/to/photos
     python training/preview.py --method relvit --recipe cifar10 --dataset cifar10 --num_images 12 --epoch 3
 
-It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run.
+It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run (boxes that the images
+of a batch share are those of the first step). Like a run it opens all images first: their sizes decide how they are read.
 """
 
 from dataclasses import dataclass, field

@@ -152,16 +152,16 @@ class _Run:
 
 
 def _parts(
-    num_views: int, num_images: int, numbers_per_view: int, device: torch.device
+    num_views: int, num_images: int, numbers_per_image: int, device: torch.device
 ) -> Iterator[tuple[slice, slice]]:
-    """Cut equal views of a batch into blocks: several whole views, or a part of one."""
-    views_at_once = _block_size(device) // max(1, num_images * numbers_per_view)
+    """Cut equal views of a batch into blocks: several whole views, or a part of one; which views, and which images."""
+    views_at_once = _block_size(device) // max(1, num_images * numbers_per_image)
     if views_at_once > 1:
         for start in range(0, num_views, views_at_once):
             yield slice(start, min(start + views_at_once, num_views)), slice(0, num_images)
     else:
         for view in range(num_views):
-            for rows in blocks(num_images, numbers_per_view, device):
+            for rows in blocks(num_images, numbers_per_image, device):
                 yield slice(view, view + 1), rows
 
 
@@ -344,14 +344,17 @@ class MultiViewPipeline:
             views = outputs[run.group][run.place : run.place + run.count]
             draws_of_run = self._draws(run, epoch, index)
             colors = draw_colors(run.view, draws_of_run)
-            for part, rows in _parts(run.count, len(index), views.shape[2:].numel(), index.device):
+            size = views.shape[2:].numel()
+            if images is not None and not _is_large(run.view, images):
+                size = max(size, images.shape[1:].numel())  # products of matrices convert their sources
+            for part, rows in _parts(run.count, len(index), size, index.device):
                 if images is None:
                     crops = batch[f"{run.group}_crops"][:, run.place : run.place + run.count]
                     crops = crops[rows, part].transpose(0, 1).flatten(0, 1).to(torch.float32).div_(255)
                 else:
-                    some = boxes[:1] if self.shared_boxes else boxes[rows]
-                    numbers = range(run.number + part.start, run.number + part.stop)
-                    cut = [render(images[rows], some[:, number], run.view, canvas) for number in numbers]
+                    of_part = boxes[:, run.number + part.start : run.number + part.stop]
+                    of_part = of_part[:1] if self.shared_boxes else of_part[rows]
+                    cut = [render(images[rows], of_view, run.view, canvas) for of_view in of_part.unbind(1)]
                     crops = cut[0] if len(cut) == 1 else torch.cat(cut)
                 own = slice(part.start * len(index) + rows.start, (part.stop - 1) * len(index) + rows.stop)
                 crops = apply_colors(crops, colors[own], run.view, inplace=True)

@@ -12,7 +12,18 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 
 from hf_ssl.data import AugmentedSource, EpochSampler, PhotoSource, TensorSource, collate
-from hf_ssl.views import Draws, MultiViewPipeline, View, blocks, canvas_weights, draw_colors, random_erase, render
+from hf_ssl.views import (
+    Draws,
+    MultiViewPipeline,
+    View,
+    blocks,
+    canvas_weights,
+    draw_colors,
+    random_erase,
+    render,
+    render_photo,
+    resized_crop,
+)
 from hf_ssl.views import pipeline as pipeline_module
 
 from ..processes import run_ranks
@@ -115,6 +126,15 @@ class TestPixels:
         assert views["local_pixel_values"].shape == (3, COUNT, 3, 8, 8)
         assert views["boxes"].shape == (COUNT, 5, 5) and views["boxes"].dtype == torch.int64
         assert all(views[name].dtype == torch.float32 for name in ("pixel_values", "local_pixel_values"))
+
+    def test_wide_blur(self):
+        """Beyond the default limits."""
+        view = View(size=20, crop="resize", flip=0.0, blur=1.0, blur_sigma=[6.0, 6.0])
+        images = pictures(height=20, width=20)
+        views = MultiViewPipeline({"pixel_values": [view]}, [0.0] * 3, [1.0] * 3)(make_batch(images))
+        padded = torch.nn.functional.pad(images / 255, [60] * 4, mode="replicate")
+        expected = TF.gaussian_blur(padded, [61, 61], [6.0, 6.0])[..., 60:-60, 60:-60]
+        assert_close(views["pixel_values"][0], expected, 1e-4)
 
     def test_views_of_a_sample_differ(self):
         views = make_pipeline(num_local=6)(make_batch(pictures(200)))
@@ -322,6 +342,15 @@ class TestPerSampleDraws:
             assert torch.equal(views["boxes"][i], expected["boxes"][0])
             for name in ("pixel_values", "local_pixel_values"):
                 assert (views[name][:, i] - expected[name][:, 0]).abs().median() < 0.02
+
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    def test_photos_are_resized_as_the_view_says(self, interpolation):
+        photo = PILImage.fromarray(pictures(1, 70, 50)[0].permute(1, 2, 0).numpy())
+        box = torch.tensor([3, 4, 60, 40, 1])
+        expected = resized_crop(photo, box, 12, interpolation)
+        assert torch.equal(render_photo(photo, box, View(size=12, interpolation=interpolation)), expected)
+        other = {"bilinear": "bicubic", "bicubic": "bilinear"}[interpolation]
+        assert not torch.equal(resized_crop(photo, box, 12, other), expected)
 
     def test_photos_on_a_canvas(self):
         pipeline = make_pipeline(canvas=32, shared_boxes=True)
