@@ -33,8 +33,8 @@ def spoil_gradient(trainer: Any, *steps: int) -> None:
 def spoil_images(trainer: Any, *steps: int) -> None:
     views = trainer.views
 
-    def spoiled(batch: Any) -> Any:
-        inputs = views(batch)
+    def spoiled(batch: Any, draws: Any) -> Any:
+        inputs = views(batch, draws)
         if trainer.state.global_step + 1 in steps:
             inputs["pixel_values"] = inputs["pixel_values"] * NAN
         return inputs

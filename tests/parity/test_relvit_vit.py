@@ -234,7 +234,7 @@ def make_trainer(case: Case, model: RelViTForPreTraining, tmp_path, learning_rat
         model,
         args,
         TensorSource(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
-        views=lambda batch: {name: value for name, value in batch.items() if name not in ("index", "epoch")},
+        views=lambda batch, draws: {name: value for name, value in batch.items() if name not in ("index", "epoch")},
     )
     trainer.create_optimizer()
     return trainer

@@ -50,6 +50,7 @@ def test_layout(digits_run):
     wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
     wanted |= {"trainer_state.json", "figures/curves.png", "figures/neighbors.png"}
     wanted |= {f"pretraining/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
+    wanted |= {"pretraining/views.json"}
     assert wanted <= files
     left_over = {name for name in files - wanted if not name.startswith("checkpoint-")}
     assert not left_over
