@@ -345,7 +345,7 @@ class MultiViewPipeline:
             draws_of_run = self._draws(run, epoch, index)
             colors = draw_colors(run.view, draws_of_run)
             size = views.shape[2:].numel()
-            if images is not None and not _is_large(run.view, images):
+            if images is not None and images.device.type != "cpu":
                 size = max(size, images.shape[1:].numel())  # products of matrices convert their sources
             for part, rows in _parts(run.count, len(index), size, index.device):
                 if images is None:

@@ -320,8 +320,8 @@ class RelViTViews:
         index = batch["index"]
         if "images" in batch:
             check_images(batch["images"])
-        # Some hundred passes follow, and noise for every pixel: block by block, what they need is bounded.
-        numbers = max(3 * self.image_size**2, batch["images"][:1].numel() if "images" in batch else 0)
+        # Some hundred passes follow, with a dozen numbers for each of the pixels: block by block, they fit into a cache.
+        numbers = 3 * self.image_size**2 * 3 // 2
         with full_precision(index.device):
             parts = [
                 self._make_views({name: values[rows] for name, values in batch.items()})
