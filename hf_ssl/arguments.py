@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .backbones import VIT_SIZES, vit_config
-from .data import ImageData
+from .data import ImageData, PhotoSource, TensorSource, load_image_data, make_source
 from .models.auto import METHODS, Method, get_method, model_arguments
 from .models.base import SSLConfig
 from .training_args import SSLTrainingArguments
@@ -81,6 +81,29 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
     )
     labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
     return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
+
+
+def build_inputs(
+    args: PretrainArguments, model_args: Any, views_config: Any, seed: int
+) -> tuple[ImageData, SSLConfig, Any, TensorSource | PhotoSource]:
+    """
+    Everything between a command line and a model's inputs: the same for a run and for a look at what it would train on.
+
+    Args:
+        args ([`PretrainArguments`]): Names the method and the data.
+        model_args (`Any`): The method's own options.
+        views_config (`Any`): The configuration of its views.
+        seed (`int`): The seed of the run.
+
+    Returns:
+        `tuple`: the data, the configuration of the model, the views, and the source of the training images.
+    """
+    data = load_image_data(
+        args.dataset, max_train_samples=args.max_train_samples, seed=seed, skip_bad_images=args.skip_bad_images
+    )
+    config = build_config(args, model_args, data)
+    views = get_method(args.method).views_class(views_config, config, seed)
+    return data, config, views, make_source(data.train, views)
 
 
 def read_recipe(recipes: Path, method: str, name: str | None, dataset: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoImageProcessor, AutoModelForPreTraining
 from transformers.trainer_utils import TrainOutput
 
-from hf_ssl.arguments import PretrainArguments, build_config, parse_with_recipe
+from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
 from hf_ssl.checkpoints import CheckpointError
-from hf_ssl.data import ImageData, load_image_data, make_source
+from hf_ssl.data import ImageData, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
@@ -165,15 +165,7 @@ def main() -> None:
         PretrainArguments, Path(__file__).parent / "recipes"
     )
     method = get_method(args.method)
-    data = load_image_data(
-        args.dataset,
-        max_train_samples=args.max_train_samples,
-        seed=training_args.seed,
-        skip_bad_images=args.skip_bad_images,
-    )
-    config = build_config(args, model_args, data)
-    views = method.views_class(views_config, config, training_args.seed)
-    source = make_source(data.train, views)
+    data, config, views, source = build_inputs(args, model_args, views_config, training_args.seed)
     mean, std = views_config.image_mean, views_config.image_std
     processor = evaluation_processor(args.image_size, mean, std, args.eval_crop_ratio)
     monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)

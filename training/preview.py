@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_ssl.arguments import PretrainArguments, build_config, dataset_name, parse_with_recipe
-from hf_ssl.data import load_image_data, make_source
+from hf_ssl.arguments import PretrainArguments, build_inputs, dataset_name, parse_with_recipe
 from hf_ssl.figures import plot_views, require_matplotlib
 from hf_ssl.models import get_method
 from hf_ssl.views import Draws, resized_crop
@@ -103,15 +102,8 @@ def main() -> None:
     )
     require_matplotlib()
     method = get_method(args.method)
-    data = load_image_data(
-        args.dataset,
-        max_train_samples=args.max_train_samples,
-        seed=training_args.seed,
-        skip_bad_images=args.skip_bad_images,
-    )
-    views = method.views_class(views_config, build_config(args, model_args, data), training_args.seed)
     # Of all images, though few are shown: whether they have one size decides how they are read and cropped.
-    source = make_source(data.train, views)
+    _, _, views, source = build_inputs(args, model_args, views_config, training_args.seed)
     rows = np.linspace(0, len(source) - 1, min(args.num_images, len(source))).astype(int).tolist()
     batch: Any = source.__getitems__([(args.epoch, row) for row in rows])
     sources = [on_canvas(source[row]["image"], getattr(views, "canvas", None)) for row in rows]

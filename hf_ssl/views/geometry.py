@@ -63,7 +63,7 @@ def patch_centers(boxes: Tensor, grid: Grid, flip_aware: bool = True) -> Tensor:
     return torch.stack(torch.broadcast_tensors(rows[..., :, None], columns[..., None, :]), dim=-1).flatten(-3, -2)
 
 
-def intersection(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """
     The part of the source that two boxes share.
 
@@ -74,13 +74,13 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
             The other boxes of the same source; leading dimensions broadcast.
 
     Returns:
-        `tuple` of two `torch.Tensor`: the shared boxes, int64 of shape `(..., 4)`, of height or width 0 where the
-        boxes are apart or only touch; and whether they are empty, bool of shape `(...)`.
+        `torch.Tensor` of shape `(..., 4)`, int64: the shared boxes, of height or width 0 where the boxes are apart or only
+        touch.
     """
     start = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     end = torch.minimum(boxes1[..., :2] + boxes1[..., 2:4], boxes2[..., :2] + boxes2[..., 2:4])
     size = (end - start).clamp(min=0)
-    return torch.cat([start, size], dim=-1), (size == 0).any(-1)
+    return torch.cat([start, size], dim=-1)
 
 
 def correspondences(
@@ -122,7 +122,7 @@ def correspondences(
         from 0 without the class token and 0 where the place is free; and which places are taken, bool. The taken
         places, in order, are the pairs in the authors' order.
     """
-    shared, _ = intersection(boxes1, boxes2)
+    shared = intersection(boxes1, boxes2)
     rows1, rows2, rows_valid = _match_axis(boxes1, boxes2, shared, grid1, grid2, 0, strict)
     columns1, columns2, columns_valid = _match_axis(boxes1, boxes2, shared, grid1, grid2, 1, strict)
     columns1 = torch.where(boxes1[..., 4:] != 0, grid1[1] - 1 - columns1, columns1)

@@ -2,7 +2,7 @@
 
 A method says what it trains on by a [`View`] for each of its views. [`MultiViewPipeline`] draws boxes and colors from the
 keys of the samples, renders the crops, by one batched matrix product for each axis or image by image where that is faster,
-and changes their colors, in blocks of images that stay in a processor's cache.
+and changes their colors, in blocks of images that suit a processor's caches.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ from .resample import canvas_weights, resample, resample_each
 from .view import View
 
 
-# Numbers in a block of images: on a CPU it stays in the cache, elsewhere it bounds the memory that is needed.
+# Numbers in a block of images: on a CPU few enough for its caches, and enough to make up for the cost of calling an
+# operation; elsewhere they bound the memory that is needed.
 _BLOCK_ON_CPU, _BLOCK = 1 << 19, 1 << 23
 # From this product of source side and view side on, a CPU is faster image by image than by matrix products.
 _LARGE = 64 * 64
@@ -170,7 +171,7 @@ class MultiViewPipeline:
     Turns a batch of images into a tensor of views for each resolution, and says where the views lie in their images.
 
     Boxes and colors of a sample are functions of (seed, epoch, index, view), whatever batch, worker, process or device it
-    meets; those of the same image of two views are independent.
+    meets; those of two views of an image are independent.
 
     Args:
         views (`dict[str, list[View]]`):
