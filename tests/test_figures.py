@@ -4,10 +4,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_ssl import figures
-from hf_ssl.figures import plot_curves, plot_neighbors, plot_views
+from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, plot_views
 
 
 def log_history():
@@ -86,8 +87,114 @@ def test_neighbors_errors(tmp_path):
         plot_neighbors(tmp_path / "x.png", **(task | {"neighbors_after": torch.zeros(1, 3, dtype=torch.int64)}))
 
 
-BLUE, ORANGE = (0x00, 0x77, 0xBB), (0xE6, 0x9F, 0x00)
+BLUE, ORANGE, LIGHT_GRAY = (0x00, 0x77, 0xBB), (0xE6, 0x9F, 0x00), (0xBB, 0xBB, 0xBB)
 INCH = 160  # pixels
+
+
+def similarities_task(values, before=None):
+    """Dark keys of unequal sizes; query q is of one color, 100 + 30 q in red."""
+    queries = [torch.zeros(3, 20, 20, dtype=torch.uint8) for _ in values]
+    for q, query in enumerate(queries):
+        query[0] = 100 + 30 * q
+    sizes = [(20, 20), (9, 30), (200, 150), (4, 4)]
+    return {
+        "query_images": queries,
+        "key_images": [torch.full((3, *sizes[k % 4]), 20, dtype=torch.uint8) for k in range(len(values[0]))],
+        "similarities": torch.tensor(values),
+        "similarities_before": None if before is None else torch.tensor(before),
+    }
+
+
+def bars(image, color):
+    """Left, right and height in inches of the bars of a color, from left to right."""
+    heights = near(image, color, 4).sum(axis=0) / INCH
+    edges = np.flatnonzero(np.diff(heights > 0.15, prepend=False, append=False))
+    return [(left / INCH, right / INCH, heights[left:right].max()) for left, right in edges.reshape(-1, 2)]
+
+
+def heights(image, color):
+    return [height for *_, height in bars(image, color)]
+
+
+LEGEND = round(0.44 * INCH)
+
+
+def test_similarities(tmp_path):
+    """Bars are as high as their values, within 0 and 1, and stand above their keys."""
+    path = tmp_path / "figures" / "similarities.png"
+    plot_similarities(path, **similarities_task([[0.5, -0.2, 1.0, 0.25, -0.001, 1.3]]))
+    image = pixels(path)
+    assert heights(image, BLUE) == pytest.approx([0.6, 1.2, 0.3, 1.2], abs=0.02)
+    assert heights(image, GREEN) == heights(image, LIGHT_GRAY) == []
+    keys = [(left + right) / 2 for left, right, _ in bars(image, (20, 20, 20))]
+    assert len(keys) == 6
+    middles = [(left + right) / 2 for left, right, _ in bars(image, BLUE)]
+    assert middles == pytest.approx([keys[i] for i in (0, 2, 3, 5)], abs=0.02)
+
+
+def test_numbers_of_bars(tmp_path, monkeypatch):
+    written = []
+    text = Axes.text
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **kw: written.append(s) or text(self, x, y, s, **kw))
+    plot_similarities(tmp_path / "x.png", **similarities_task([[0.5, -0.204], [1.0, -0.001]]))
+    assert [number for number in written if "." in number and number != "0.5"] == ["0.50", "-0.20", "1.00", "0.00"]
+
+
+def test_similarities_before(tmp_path):
+    """Thin bars, beside those of after."""
+    task = similarities_task([[0.5, 0.25, 1.0]], before=[[1.0, -0.5, 0.75]])
+    plot_similarities(tmp_path / "similarities.png", **task)
+    image = pixels(tmp_path / "similarities.png")[LEGEND:]
+    assert heights(image, LIGHT_GRAY) == pytest.approx([1.2, 0.9], abs=0.02)
+    assert heights(image, BLUE) == pytest.approx([0.6, 0.3, 1.2], abs=0.02)
+    before, after = bars(image, LIGHT_GRAY), bars(image, BLUE)
+    for gray, blue in ((before[0], after[0]), (before[1], after[2])):
+        assert gray[1] == pytest.approx(blue[0], abs=0.02)
+        assert gray[1] - gray[0] == pytest.approx(0.3 * (blue[1] - blue[0]), abs=0.02)
+
+
+def test_colors_and_names_of_classes(tmp_path):
+    task = similarities_task([[0.5, 1.0, 0.25]] * 2)
+    labels = {"query_labels": torch.tensor([2, 0]), "key_labels": [0, 2, 1]}
+    plot_similarities(tmp_path / "plain.png", **task, **labels)
+    plot_similarities(tmp_path / "named.png", **task, **labels, class_names=["cat", "dog", "bird"])
+    image = pixels(tmp_path / "plain.png")
+    half = (LEGEND + len(image)) // 2
+    first, second = image[LEGEND:half], image[half:]
+    assert heights(first, GREEN) == pytest.approx([1.2], abs=0.02)
+    assert heights(first, BLUE) == pytest.approx([0.6, 0.3], abs=0.02)
+    assert heights(second, GREEN) == pytest.approx([0.6], abs=0.02)
+    assert heights(second, BLUE) == pytest.approx([1.2, 0.3], abs=0.02)
+    # Names take a line below each row.
+    named = pixels(tmp_path / "named.png")
+    assert named.shape[1] == image.shape[1] and named.shape[0] == pytest.approx(len(image) + 2 * 0.2 * INCH, abs=2)
+
+
+@pytest.mark.parametrize("num_keys", [1, 2, 10, 20])
+def test_nothing_is_cut_off(tmp_path, num_keys):
+    path = tmp_path / "similarities.png"
+    task = similarities_task([[1.0] * num_keys] * 2, before=[[0.5] * num_keys] * 2)
+    labels = {"query_labels": [0, 0], "key_labels": [1] * num_keys, "class_names": ["a long name of a class" * 9] * 2}
+    plot_similarities(path, **task, **labels)
+    image = pixels(path)
+    for edge in (image[:8], image[-8:], image[:, :8], image[:, -8:]):
+        assert (edge == 255).all()
+
+
+def test_similarities_errors(tmp_path):
+    path, task = tmp_path / "x.png", similarities_task([[0.5, 0.5, 0.5]] * 2)
+    for change, message in (
+        ({"similarities": torch.zeros(3, 2)}, r"`similarities` must have shape \(2, 3\) .*got \(3, 2\)"),
+        ({"similarities_before": torch.zeros(2)}, r"`similarities_before` must have shape \(2, 3\) .*got \(2,\)"),
+        ({"query_labels": [0, 1]}, "both `query_labels` and `key_labels`"),
+        ({"key_labels": [0, 1, 2]}, "both `query_labels` and `key_labels`"),
+        ({"query_labels": [0], "key_labels": [0, 1, 2]}, r"`query_labels` must have shape \(2,\) .*got \(1,\)"),
+        ({"query_labels": [0, 1], "key_labels": torch.zeros(4)}, r"`key_labels` must have shape \(3,\) .*got \(4,\)"),
+        ({"key_images": []}, "nothing to compare in 2 `query_images` and 0 `key_images`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_similarities(path, **(task | change))
+    assert not path.exists()
 
 
 def views_task(num_images=1, num_views=1, side=32):
@@ -211,4 +318,5 @@ def test_no_pyplot_state_is_touched(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     figures.plot_curves(log_history(), tmp_path / "curves.png", terms=["loss"])
     figures.plot_neighbors(tmp_path / "neighbors.png", **neighbors_task())
+    figures.plot_similarities(tmp_path / "similarities.png", **similarities_task([[0.5]]))
     figures.plot_views(tmp_path / "views.png", **views_task())

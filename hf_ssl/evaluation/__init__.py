@@ -3,6 +3,7 @@
 from .features import POOLINGS, extract_features, pixel_features, pool_features
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
 from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
+from .similarity import instance_similarity
 
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "KNNMonitor",
     "evenly_spaced",
     "extract_features",
+    "instance_similarity",
     "knn_accuracy",
     "knn_votes",
     "nearest_neighbors",

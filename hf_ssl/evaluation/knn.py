@@ -26,14 +26,21 @@ def _normalize(features: Tensor, name: str) -> Tensor:
     return F.normalize(features, dim=1)
 
 
-def _top_k(queries: Tensor, bank: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine similarities `(Q, k)`, in descending order, and indices `(Q, k)` of the nearest bank features."""
-    queries, bank = _normalize(queries, "queries"), _normalize(bank, "bank")
-    if queries.shape[1] != bank.shape[1]:
+def normalize_pair(queries: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Features with unit rows, of one dtype that is float32 or wider; `name` is what a message calls the others."""
+    queries, others = _normalize(queries, "queries"), _normalize(others, name)
+    if queries.shape[1] != others.shape[1]:
         raise ValueError(
-            f"`queries` have {queries.shape[1]} dimensions and `bank` has {bank.shape[1]}: extract both with the same "
+            f"`queries` has {queries.shape[1]} dimensions and `{name}` has {others.shape[1]}: extract both with the same "
             "encoder and pooling."
         )
+    dtype = torch.promote_types(queries.dtype, others.dtype)
+    return queries.to(dtype), others.to(dtype)
+
+
+def _top_k(queries: Tensor, bank: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Cosine similarities `(Q, k)`, in descending order, and indices `(Q, k)` of the nearest bank features."""
+    queries, bank = normalize_pair(queries, bank, "bank")
     if not 1 <= k <= len(bank):
         raise ValueError(f"`k` must lie between 1 and the number of bank features ({len(bank)}), got {k}.")
     if chunk_size < 1:

@@ -10,16 +10,24 @@ from transformers import BaseImageProcessor
 from ..models import SSLPreTrainedModel
 from .features import extract_features, pixel_features
 from .knn import knn_accuracy, nearest_neighbors
+from .similarity import instance_similarity
 
 
 NUM_NEIGHBORS = 8  # neighbors of a query that the figure shows
 NUM_QUERIES_SHOWN = 6
+NUM_KEYS = 10  # bank images that the shown queries are compared with
 
 
 class KNNMonitor:
     """
     Weighted kNN accuracy of a model's *exported* encoder, with the feature that its configuration names, through the
     image processor that is published with it. The same images are used at every call, and no random state is touched.
+
+    For figures it keeps, of the first and of the last call, what the first queries are similar to: their nearest bank
+    images (`first_neighbors` and `last_neighbors`, indices of shape `(num_shown, neighbors)`), and their cosine similarity
+    to a few bank images (`first_similarities` and `last_similarities` of shape `(num_shown, keys)`, float32). Those
+    few, `key_indices` of shape `(keys,)`, are chosen in the first call: the first image of each of at most ten classes,
+    the classes of the first queries among them; without labels, ten evenly spaced images.
 
     Args:
         processor (`BaseImageProcessor`):
@@ -35,7 +43,7 @@ class KNNMonitor:
         temperature (`float`, *optional*, defaults to 0.07):
             Softness of the votes.
         num_shown (`int`, *optional*, defaults to 6):
-            First queries whose neighbors are kept for the figure.
+            First queries whose neighbors and similarities are kept for the figures.
         which (`str`, *optional*):
             Which encoder is exported, `"student"` or `"teacher"`; unset, the one that the method recommends.
         num_workers (`int`, *optional*, defaults to 0):
@@ -64,6 +72,9 @@ class KNNMonitor:
         self.last: dict[str, float] = {}
         self.first_neighbors: Tensor | None = None
         self.last_neighbors: Tensor | None = None
+        self.key_indices: Tensor | None = None
+        self.first_similarities: Tensor | None = None
+        self.last_similarities: Tensor | None = None
         self._pixels: dict[str, float] | None = None
 
     def __call__(self, model: SSLPreTrainedModel) -> dict[str, float]:
@@ -84,12 +95,17 @@ class KNNMonitor:
             )
             for images in (self.bank, self.queries)
         )
-        self.last_neighbors = nearest_neighbors(queries[: self.num_shown], bank, min(NUM_NEIGHBORS, len(bank)))
+        shown = queries[: self.num_shown]
+        if self.key_indices is None:
+            self.key_indices = self._choose_keys(bank_labels, labels)
+        self.last_neighbors = nearest_neighbors(shown, bank, min(NUM_NEIGHBORS, len(bank)))
+        self.last_similarities = instance_similarity(shown, bank[self.key_indices])
         self.last = self._accuracy(bank, bank_labels, queries, labels)
         if self.num_classes is not None:
             self.last["knn_top1_pixels"] = self._pixel_accuracy()
         if self.first_neighbors is None:
             self.first, self.first_neighbors = self.last, self.last_neighbors
+            self.first_similarities = self.last_similarities
         return self.last
 
     @property
@@ -112,6 +128,17 @@ class KNNMonitor:
             self._pixels = self._accuracy(*bank, *queries)
         return self._pixels["knn_top1"]
 
+    def _choose_keys(self, bank_labels: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Indices of the bank images that the shown queries are compared with, in order of their classes."""
+        if self.num_classes is None or bank_labels is None or labels is None:
+            return evenly_spaced_indices(len(self.bank), NUM_KEYS)
+        first: dict[int, int] = {}
+        for index, label in enumerate(bank_labels.tolist()):
+            first.setdefault(label, index)
+        candidates = dict.fromkeys([*labels[: self.num_shown].tolist(), *sorted(first)])
+        classes = [label for label in candidates if label in first][:NUM_KEYS]
+        return torch.tensor([first[label] for label in sorted(classes)])
+
     def _accuracy(
         self, bank: Tensor, bank_labels: Tensor | None, queries: Tensor, labels: Tensor | None
     ) -> dict[str, float]:
@@ -123,9 +150,14 @@ class KNNMonitor:
         return {name: measured[name] for name in ("knn_top1", "knn_top5")}
 
 
+def evenly_spaced_indices(size: int, count: int) -> Tensor:
+    """At most `count` of the indices below `size`, evenly spaced, int64."""
+    return torch.linspace(0, size - 1, min(size, count), dtype=torch.float64).long()
+
+
 def evenly_spaced(dataset: Any, count: int) -> Any:
     """At most `count` items of a map-style dataset, evenly spaced, so that sorted classes are all met."""
     size = len(dataset)
     if size <= count:
         return dataset
-    return Subset(dataset, torch.linspace(0, size - 1, count, dtype=torch.float64).long().tolist())
+    return Subset(dataset, evenly_spaced_indices(size, count).tolist())
