@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, StrictUndefined
 
+from ..models.reported import ReportedResults
+
 
 # How a user computes each feature of `hf_ssl.evaluation.features.POOLINGS`, and what it is.
 FEATURES = {
@@ -70,6 +72,8 @@ class ModelCardInfo:
         limitations (`str`): What the model is not good for, in Markdown.
         training (`Mapping[str, Any]`, *optional*): Settings by name: steps, batch size, learning rate, …
         results (`Sequence[CardResult]`, *optional*): Measured numbers.
+        reported ([`~hf_ssl.models.reported.ReportedResults`], *optional*):
+            What the method's authors report; it gets a section of its own, and stays out of the model-index.
         figures (`Mapping[str, str]`, *optional*): Captions by path; paths are relative to the card.
         hardware (`str`, *optional*): Machine and time of the training run.
         versions (`Mapping[str, str]`, *optional*): Library versions by name.
@@ -94,6 +98,7 @@ class ModelCardInfo:
     limitations: str
     training: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[CardResult] = ()
+    reported: ReportedResults | None = None
     figures: Mapping[str, str] = field(default_factory=dict)
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

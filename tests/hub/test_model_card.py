@@ -10,6 +10,16 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_ssl.evaluation.features import POOLINGS, extract_features
 from hf_ssl.hub.model_card import FEATURES, CardResult, ModelCardInfo, render_card
+from hf_ssl.models.reported import ReportedResults
+
+
+REPORTED = {
+    "columns": ("data, encoder", "kNN top-1 (%)", "linear top-1 (%)"),
+    "rows": (("ImageNet-1k, ViT-S/16", "71.11", "74.22"), ("ImageNet-1k, ViT-B/16", "–", "76.33")),
+    "source": "Table 2 of [the paper](https://arxiv.org/abs/2206.00481)",
+    "note": "The repository gives 74.44 for the first row.",
+    "weights_license": "cc-by-nc-4.0",
+}
 
 
 def make_info(**changes):
@@ -84,7 +94,16 @@ def test_metadata_round_trips(tmp_path):
     assert top5.metric_value == 90
 
 
-@pytest.mark.parametrize("info", [make_info(), bare_info(), bare_info(trust_remote_code=True, uses_labels=True)])
+@pytest.mark.parametrize(
+    "info",
+    [
+        make_info(),
+        make_info(reported=ReportedResults(**REPORTED)),
+        bare_info(),
+        bare_info(reported=ReportedResults(**REPORTED | {"note": None})),
+        bare_info(trust_remote_code=True, uses_labels=True),
+    ],
+)
 def test_text_is_clean(info):
     text = str(render_card(info))
     body = text.replace(info.bibtex, "")
@@ -123,6 +142,32 @@ def test_card_without_hub_dataset_or_results():
     assert "model_name" not in card.data.to_dict()
     assert "This model has not been evaluated." in card.text
     assert "Pictures" not in card.text
+
+
+@pytest.mark.parametrize("note", [None, REPORTED["note"]])
+@pytest.mark.parametrize("make", [make_info, bare_info])
+def test_authors_numbers_stand_apart(make, note):
+    card, without = render_card(make(reported=ReportedResults(**REPORTED | {"note": note}))), render_card(make())
+    assert card.data.to_dict() == without.data.to_dict()
+    section = re.search(r"## What the authors report\n.*?(?=## )", card.text, re.DOTALL).group()
+    assert card.text.replace(section, "") == without.text
+    paragraphs = section.strip().split("\n\n")
+    assert "not measured by us" in paragraphs[1] and "not numbers of this model" in paragraphs[1]
+    assert paragraphs[2].split("\n") == [
+        "| data, encoder | kNN top-1 (%) | linear top-1 (%) |",
+        "|---|---|---|",
+        "| ImageNet-1k, ViT-S/16 | 71.11 | 74.22 |",
+        "| ImageNet-1k, ViT-B/16 | – | 76.33 |",
+    ]
+    assert paragraphs[3] == f"Source: {REPORTED['source']}."
+    assert paragraphs[4:-1] == ([note] if note else [])
+    assert "`cc-by-nc-4.0`" in paragraphs[-1] and "`apache-2.0`" in paragraphs[-1]
+
+
+@pytest.mark.parametrize("row", [("ViT-S", "71.11"), ("ViT-S", "71.11", "74.22", "80.00")])
+def test_reported_rows_have_a_cell_for_each_column(row):
+    with pytest.raises(ValueError, match=f"has {len(row)} cells for 3 columns"):
+        ReportedResults(**REPORTED | {"rows": (*REPORTED["rows"], row)})
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
