@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 
-WeightDecayRule = Literal["matrices", "all"]
+WeightDecayRule = Literal["matrices", "layer_matrices", "all"]
 
 # A parameter of an encoder layer: "vit.layers.3.…", in timm "blocks.3.…", in Swin "swin.encoder.layers.1.blocks.3.…".
 _LAYER = re.compile(
@@ -17,6 +17,7 @@ _LAYER = re.compile(
 # Names in the encoder, after its own.
 _EMBEDDINGS = re.compile(r"embeddings\.|patch_embed\.|pos_embed$|\w+_token$")
 _FINAL_NORM = re.compile(r"(?:layer)?norm\.")
+_TOKENS = re.compile(r"(?:_tokens?|pos_embed|position_embeddings)$")
 
 
 def parameter_groups(
@@ -42,7 +43,8 @@ def parameter_groups(
         weight_decay (`float`):
             Weight decay of the parameters that decay; the others have 0.
         weight_decay_rule (`str`, *optional*, defaults to `"matrices"`):
-            Which parameters decay: `"matrices"`, those of two or more dimensions that are not biases; `"all"`.
+            Which parameters decay: `"matrices"`, those of two or more dimensions that are not biases; `"layer_matrices"`, the
+            same without tokens and position tables, as timm has it for ViTs; `"all"`.
         layer_decay (`float`, *optional*, defaults to 1.0):
             What the learning rate is multiplied with for each level below the top, in (0, 1]; 1 needs no layers.
 
@@ -55,7 +57,8 @@ def parameter_groups(
         `ValueError`: an argument is out of range, or the model has no layers that are recognized.
     """
     if weight_decay_rule not in get_args(WeightDecayRule):
-        raise ValueError(f"weight_decay_rule={weight_decay_rule!r} is unknown; use 'matrices' or 'all'.")
+        rules = ", ".join(get_args(WeightDecayRule))
+        raise ValueError(f"weight_decay_rule={weight_decay_rule!r} is unknown; use one of {rules}.")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be in (0, 1]; 1 trains all layers at the same rate.")
 
@@ -64,6 +67,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = weight_decay_rule == "all" or (parameter.ndim > 1 and not name.endswith(".bias"))
+            decays &= weight_decay_rule != "layer_matrices" or not _TOKENS.search(name)
             groups.setdefault((depths.get(name, 0), not decays), []).append(parameter)
     return [
         {

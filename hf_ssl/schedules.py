@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 
-ScheduleName = Literal["quarter_cosine", "warmup_cosine"]
+ScheduleName = Literal["quarter_cosine", "warmup_cosine", "warmup_in_cosine"]
 Schedule = Callable[[int], float]
 
 
@@ -72,6 +72,35 @@ def warmup_cosine(peak: float, end: float, num_steps: int, num_warmup_steps: int
         if step < num_warmup_steps:
             return _linspace(0.0, peak, num_warmup_steps, step)
         return wave(step - num_warmup_steps)
+
+    return value
+
+
+def warmup_in_cosine(peak: float, end: float, num_steps: int, num_warmup_steps: int, start: float = 0.0) -> Schedule:
+    """
+    timm's cosine, with which PatchMix fine-tunes: half a cosine wave over the whole run; the warm-up replaces its beginning.
+
+    Args:
+        peak (`float`): Value that the warm-up rises to, and that the wave starts from.
+        end (`float`): Value that the wave falls to; one step after the last it would be reached.
+        num_steps (`int`): Optimizer steps of the run.
+        num_warmup_steps (`int`): Optimizer steps of the warm-up.
+        start (`float`, *optional*, defaults to 0.0): Value of the first step of the warm-up.
+
+    Returns:
+        `Callable[[int], float]`: the value at each step.
+
+    Raises:
+        `ValueError`: there are no steps, or the warm-up is negative.
+    """
+    _check(num_steps, num_warmup_steps)
+    wave = cosine(peak, end, num_steps)
+
+    def value(step: int) -> float:
+        step = min(step, num_steps - 1)
+        if step < num_warmup_steps:
+            return start + (peak - start) * step / num_warmup_steps
+        return wave(step)
 
     return value
 
@@ -148,4 +177,5 @@ def _linspace(start: float, end: float, num: int, index: int) -> float:
 SCHEDULES: dict[str, Callable[[float, float, int, int], Schedule]] = {
     "quarter_cosine": quarter_cosine,
     "warmup_cosine": warmup_cosine,
+    "warmup_in_cosine": warmup_in_cosine,
 }

@@ -1,7 +1,7 @@
 """Arguments of a pretraining run: those of transformers with our defaults, and a few more."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -24,7 +24,8 @@ class SSLTrainingArguments(TrainingArguments):
         min_learning_rate (`float`, *optional*, defaults to 0.0):
             Where `schedule` ends.
         weight_decay_rule (`str`, *optional*, defaults to `"matrices"`):
-            Which parameters decay: `"matrices"`, those of two or more dimensions that are not biases; `"all"`.
+            Which parameters decay: `"matrices"`, those of two or more dimensions that are not biases; `"layer_matrices"`,
+            the same without tokens and position tables; `"all"`.
         final_weight_decay (`float`, *optional*):
             Where the weight decay ends, on a half cosine wave over the run. Unset, it stays as it is.
         layer_decay (`float`, *optional*, defaults to 1.0):
@@ -62,7 +63,10 @@ class SSLTrainingArguments(TrainingArguments):
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where --schedule ends."})
     weight_decay_rule: WeightDecayRule = field(
         default="matrices",
-        metadata={"help": "Which parameters decay: those of two or more dimensions that are not biases, or all."},
+        metadata={
+            "help": "Which parameters decay: those of two or more dimensions that are not biases (matrices), the same "
+            "without tokens and position tables (layer_matrices), or all."
+        },
     )
     final_weight_decay: float | None = field(
         default=None, metadata={"help": "Where the weight decay ends, on a half cosine wave; unset, it is constant."}
@@ -100,8 +104,11 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
         if self.schedule is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
-        if self.weight_decay_rule not in ("matrices", "all"):
-            raise ValueError(f"weight_decay_rule={self.weight_decay_rule!r} is unknown; use 'matrices' or 'all'.")
+        rules = get_args(WeightDecayRule)
+        if self.weight_decay_rule not in rules:
+            raise ValueError(
+                f"weight_decay_rule={self.weight_decay_rule!r} is unknown; use one of {', '.join(rules)}."
+            )
         if self.augment_on not in ("auto", "device", "workers"):
             raise ValueError(f"augment_on={self.augment_on!r} is unknown; use 'auto', 'device' or 'workers'.")
         if self.gradient_clipping not in ("global", "per_parameter"):

@@ -56,6 +56,21 @@ def test_two_groups_in_order():
     assert decays["student.embeddings.cls_token"] == decays["student.embeddings.position_embeddings"] == (RATE, DECAY)
 
 
+def test_tokens_may_be_exempt():
+    """timm's own list for its ViT, and the same parameters of transformers' ViT."""
+    model = timm_vit()
+    exempt = {name for name, p in model.named_parameters() if p.ndim <= 1} | model.no_weight_decay() & {
+        name for name, _ in model.named_parameters()
+    }
+    assert {"cls_token", "pos_embed"} <= exempt
+    settings = settings_of(model, parameter_groups(model, RATE, DECAY, "layer_matrices"))
+    assert {name for name, (_, decay) in settings.items() if decay == 0} == exempt
+    model = Pretraining()
+    both = [settings_of(model, parameter_groups(model, RATE, DECAY, rule)) for rule in ("matrices", "layer_matrices")]
+    changed = {name for name in both[0] if both[0][name] != both[1][name]}
+    assert changed == {"student.embeddings.cls_token", "student.embeddings.position_embeddings"}
+
+
 def test_bias_of_several_dimensions_does_not_decay():
     module = nn.Module()
     module.bias = nn.Parameter(torch.zeros(2, 3))
@@ -174,7 +189,7 @@ def test_group_order_with_layer_decay():
 
 def test_errors():
     model = Pretraining()
-    with pytest.raises(ValueError, match="weight_decay_rule='some' is unknown; use 'matrices' or 'all'"):
+    with pytest.raises(ValueError, match="weight_decay_rule='some' is unknown; use one of matrices, "):
         parameter_groups(model, RATE, DECAY, "some")
     for layer_decay in (0.0, -0.5, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"layer_decay=.* must be in \(0, 1\]"):
