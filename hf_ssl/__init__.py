@@ -1,15 +1,28 @@
 """Self-supervised vision methods as one Hugging Face library."""
 
-from .models import METHODS, RelViTConfig, RelViTForPreTraining, SSLOutput, SSLPreTrainedModel, get_method
+from .models import (
+    METHODS,
+    PatchMixConfig,
+    PatchMixForPreTraining,
+    RelViTConfig,
+    RelViTForPreTraining,
+    SSLOutput,
+    SSLPreTrainedModel,
+    get_method,
+    mix_patches,
+)
 
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "METHODS",
+    "PatchMixConfig",
+    "PatchMixForPreTraining",
     "RelViTConfig",
     "RelViTForPreTraining",
     "SSLOutput",
     "SSLPreTrainedModel",
     "get_method",
+    "mix_patches",
 ]

@@ -48,7 +48,7 @@ class PretrainArguments:
         default=None,
         metadata={
             "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
-            "0.875 from 128 pixels on, else 1."
+            "that of the method (PatchMix: 0.875), or else 0.875 from 128 pixels on and 1 below."
         },
     )
     knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})
@@ -71,8 +71,10 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
         [`SSLConfig`]: of the method's own class.
     """
     method = get_method(args.method)
+    heads = method.attention_heads.get(args.backbone)
     backbone_config = vit_config(
         args.backbone,
+        **({} if heads is None else {"num_attention_heads": heads}),
         image_size=args.image_size,
         patch_size=args.patch_size,
         hidden_dropout_prob=args.dropout,

@@ -2,7 +2,7 @@
 
     accelerate launch training/pretrain.py --method relvit
     accelerate launch training/pretrain.py --method relvit --dataset path/to/photos --backbone vit-small
-    accelerate launch training/pretrain.py --method relvit --recipe cifar10 --dataset cifar10
+    accelerate launch training/pretrain.py --method patchmix --recipe cifar10 --dataset cifar10
 
 An image becomes a loss in three steps: a source of `hf_ssl.data` yields batches of images with their epoch and index; the
 method's views (`hf_ssl/models/<method>/views_<method>.py`) augment a batch on the device; the method's model
@@ -25,7 +25,7 @@ from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
 from hf_ssl.checkpoints import CheckpointError
 from hf_ssl.data import ImageData, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
-from hf_ssl.figures import plot_curves, plot_neighbors, require_matplotlib
+from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.models import get_method
 from hf_ssl.stopping import TrainingInterrupted
@@ -42,9 +42,9 @@ NEXT_STEPS = """
 
 Look at {output_dir}/README.md and at figures/ beside it. What to try next:
 
-    accelerate launch training/pretrain.py --method relvit --dataset path/to/your/photos --output_dir outputs/photos
-    accelerate launch training/pretrain.py --method relvit --recipe cifar10 --dataset cifar10 --max_train_samples 5000
-    accelerate launch training/pretrain.py --help
+    accelerate launch training/pretrain.py --method {method} --dataset path/to/your/photos --output_dir outputs/photos
+    accelerate launch training/pretrain.py --method {method} --recipe cifar10 --dataset cifar10 --max_train_samples 5000
+    accelerate launch training/pretrain.py --method {method} --help
 """
 
 
@@ -80,13 +80,26 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
     terms = sorted({name for entry in history for name in entry if name.startswith("loss_")})
     plot_curves(history, folder / "curves.png", terms=terms)
+    draw_neighbors(folder / "neighbors.png", monitor, data)
+    draw_similarities(folder / "similarities.png", monitor, data)
+    shown_images = "Some training images" if data.test is None else "Images that were not trained on"
+    keys = "some training images" if data.num_classes is None else "one training image of each of some classes"
+    return {
+        "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
+        "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
+        "figures/similarities.png": f"Cosine similarity of a few images to {keys}; gray: before pretraining.",
+    }
+
+
+def draw_neighbors(path: Path, monitor: KNNMonitor, data: ImageData) -> None:
+    """Draw the nearest training images of a few images."""
     queries = [monitor.queries[i] for i in range(monitor.num_shown)]
     # Only the images that are shown are decoded; `places` are the neighbors' places among them.
     shown, places = torch.stack([monitor.first_neighbors, monitor.last_neighbors]).unique(return_inverse=True)
     bank = [monitor.bank[i] for i in shown.tolist()]
     labeled = data.num_classes is not None
     plot_neighbors(
-        folder / "neighbors.png",
+        path,
         query_images=[sample["image"] for sample in queries],
         bank_images=[sample["image"] for sample in bank],
         neighbors_before=places[0],
@@ -95,11 +108,23 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
         bank_labels=[sample["label"] for sample in bank] if labeled else None,
         class_names=data.class_names,
     )
-    shown_images = "Some training images" if data.test is None else "Images that were not trained on"
-    return {
-        "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
-        "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
-    }
+
+
+def draw_similarities(path: Path, monitor: KNNMonitor, data: ImageData) -> None:
+    """Draw the similarity of three images, at most, to some training images."""
+    queries = [monitor.queries[i] for i in range(min(3, monitor.num_shown))]
+    keys = [monitor.bank[i] for i in monitor.key_indices.tolist()]
+    labeled = data.num_classes is not None
+    plot_similarities(
+        path,
+        query_images=[sample["image"] for sample in queries],
+        key_images=[sample["image"] for sample in keys],
+        similarities=monitor.last_similarities[: len(queries)],
+        similarities_before=monitor.first_similarities[: len(queries)],
+        query_labels=[sample["label"] for sample in queries] if labeled else None,
+        key_labels=[sample["label"] for sample in keys] if labeled else None,
+        class_names=data.class_names,
+    )
 
 
 def evaluate_only(output_dir: str, monitor: KNNMonitor) -> None:
@@ -145,7 +170,7 @@ def finish(
             f"{results['knn_top1_pixels']:.2f} % on raw pixels), feature {results['feature']}, k = {monitor.k}, "
             f"{len(monitor.queries):,} queries among {len(monitor.bank):,} images."
         )
-    print(NEXT_STEPS.format(output_dir=output_dir))
+    print(NEXT_STEPS.format(output_dir=output_dir, method=args.method))
 
 
 def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
@@ -167,7 +192,8 @@ def main() -> None:
     method = get_method(args.method)
     data, config, views, source = build_inputs(args, model_args, views_config, training_args.seed)
     mean, std = views_config.image_mean, views_config.image_std
-    processor = evaluation_processor(args.image_size, mean, std, args.eval_crop_ratio)
+    crop_ratio = method.eval_crop_ratio if args.eval_crop_ratio is None else args.eval_crop_ratio
+    processor = evaluation_processor(args.image_size, mean, std, crop_ratio, method.eval_interpolation)
     monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
     if not training_args.do_train:
         return evaluate_only(training_args.output_dir, monitor)

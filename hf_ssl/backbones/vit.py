@@ -52,6 +52,18 @@ def vit_config(name: str, **overrides: Any) -> ViTConfig:
     return ViTConfig(**fields)
 
 
+def check_vit_config(config: Any, method: str) -> None:
+    """Raise `ValueError` unless this is a ViT for square images of whole square patches; `method` is named in messages."""
+    if config.model_type != "vit":
+        raise ValueError(f"backbone_config.model_type={config.model_type!r} is not supported by {method}; use 'vit'.")
+    for name in ("image_size", "patch_size"):
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"backbone_config.{name}={size} must be one positive whole number: images are square.")
+    if config.image_size % config.patch_size:
+        raise ValueError(f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}.")
+
+
 def stochastic_depth_rates(rate: float, depth: int) -> list[float]:
     """Drop probability of each layer, growing linearly from 0 to `rate` (Huang et al., 2016, section 3)."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]

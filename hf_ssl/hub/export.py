@@ -16,7 +16,11 @@ _CENTER_CROP_RATIO = 0.875
 
 
 def evaluation_processor(
-    image_size: int, mean: list[float], std: list[float], crop_ratio: float | None = None
+    image_size: int,
+    mean: list[float],
+    std: list[float],
+    crop_ratio: float | None = None,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> ViTImageProcessor:
     """
     The evaluation transform as an image processor of stock transformers.
@@ -30,7 +34,10 @@ def evaluation_processor(
             Standard deviation of each channel, in [0, 1].
         crop_ratio (`float`, *optional*):
             Share of the shorter side that a central crop keeps: 0.875 resizes the shorter side to 256 for a crop of
-            224. 1 resizes the whole image to a square. Unset, 0.875 from 128 pixels on, else 1.
+            224, and to 36 (rounded down) for one of 32. 1 resizes the whole image to a square. Unset, 0.875 from 128
+            pixels on, else 1.
+        interpolation (`str`, *optional*, defaults to `"bilinear"`):
+            `"bilinear"` or `"bicubic"`.
 
     Returns:
         `transformers.ViTImageProcessor`.
@@ -46,10 +53,10 @@ def evaluation_processor(
     crops = crop_ratio < 1
     return ViTImageProcessor(
         do_convert_rgb=True,
-        size={"shortest_edge": round(image_size / crop_ratio)} if crops else square,
+        size={"shortest_edge": int(image_size / crop_ratio + 1e-6)} if crops else square,
         do_center_crop=crops,
         crop_size=square if crops else None,
-        resample=PILImageResampling.BILINEAR,
+        resample=getattr(PILImageResampling, interpolation.upper()),
         image_mean=list(mean),
         image_std=list(std),
     )

@@ -16,9 +16,9 @@ from ..trainer import SSLTrainer
 from .model_card import CardResult, ModelCardInfo, render_card
 
 
-_LIMITATIONS = """The encoder has only seen the images named above, at the size named above: expect features of other kinds of
-images, or of other sizes, to be worse. It inherits whatever biases the images have. It was evaluated by nearest
-neighbors only; nothing is known about its fairness or its robustness."""
+_LIMITATIONS = """The encoder has only seen the images it was pretrained on, at the size named at the top: expect features of
+other kinds of images, or of other sizes, to be worse. It inherits whatever biases the images have. It was evaluated by
+nearest neighbors only; nothing is known about its fairness or its robustness."""
 
 
 def write_run_card(
@@ -74,6 +74,7 @@ def write_run_card(
             "seed": args.seed,
         },
         results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
+        reported=method.reported,
         figures=figures,
         hardware=f"{_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         versions={"torch": torch.__version__, "transformers": transformers.__version__},

@@ -2,12 +2,15 @@
 
 from .auto import METHODS, Method, get_method
 from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
+from .patchmix import PatchMixConfig, PatchMixForPreTraining, mix_patches
 from .relvit import RelViTConfig, RelViTForPreTraining
 
 
 __all__ = [
     "METHODS",
     "Method",
+    "PatchMixConfig",
+    "PatchMixForPreTraining",
     "RelViTConfig",
     "RelViTForPreTraining",
     "SSLConfig",
@@ -15,4 +18,5 @@ __all__ = [
     "SSLPreTrainedModel",
     "Step",
     "get_method",
+    "mix_patches",
 ]

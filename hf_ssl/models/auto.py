@@ -3,14 +3,16 @@
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining
 
 from ..help import help_from_docstring
 from .base import SSLConfig, SSLPreTrainedModel
-from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig
-from .relvit.convert_relvit import convert as convert_relvit
+from .patchmix import PatchMixConfig, PatchMixForPreTraining, PatchMixViews, PatchMixViewsConfig, convert_patchmix
+from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig, convert_relvit
+from .reported import ReportedResults
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,17 @@ class Method:
         views_class (`type`): Turns a batch of images into the model's inputs.
         views_config_class (`type`): Dataclass of the options of the views.
         convert (`Callable`): Official checkpoint to model.
+        official_encoder (`Callable`): Official checkpoint to the encoder's tensors, under the names of timm's ViT.
         backbone_overrides (`dict`): What the method fixes in the configuration of a ViT.
         title (`str`): Name for people.
         summary (`str`): What it trains an encoder to do, in a sentence.
         paper (`str`): Title of the paper.
         arxiv (`str`): Number of the paper on arXiv.
         citation (`str`): BibTeX entry.
+        attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
+        eval_crop_ratio (`float`, *optional*): Crop of the authors' evaluation, see [`~hf_ssl.hub.evaluation_processor`].
+        eval_interpolation (`str`, *optional*, defaults to `"bilinear"`): How it resizes, or `"bicubic"`.
+        reported ([`ReportedResults`], *optional*): What the authors report.
     """
 
     config_class: type[SSLConfig]
@@ -37,12 +44,17 @@ class Method:
     views_class: type
     views_config_class: type
     convert: Callable[..., SSLPreTrainedModel]
+    official_encoder: Callable[..., dict[str, Tensor]]
     backbone_overrides: dict[str, Any]
     title: str
     summary: str
     paper: str
     arxiv: str
     citation: str
+    attention_heads: dict[str, int] = field(default_factory=dict)
+    eval_crop_ratio: float | None = None
+    eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    reported: ReportedResults | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -51,7 +63,8 @@ METHODS: dict[str, Method] = {
         model_class=RelViTForPreTraining,
         views_class=RelViTViews,
         views_config_class=RelViTViewsConfig,
-        convert=convert_relvit,
+        convert=convert_relvit.convert,
+        official_encoder=convert_relvit.official_encoder,
         backbone_overrides={"layer_norm_eps": 1e-6},
         title="RelViT",
         summary=(
@@ -66,6 +79,52 @@ METHODS: dict[str, Method] = {
   booktitle = {British Machine Vision Conference (BMVC)},
   year      = {2022}
 }""",
+    ),
+    "patchmix": Method(
+        config_class=PatchMixConfig,
+        model_class=PatchMixForPreTraining,
+        views_class=PatchMixViews,
+        views_config_class=PatchMixViewsConfig,
+        convert=convert_patchmix.convert,
+        official_encoder=convert_patchmix.official_encoder,
+        backbone_overrides={"layer_norm_eps": 1e-6},
+        attention_heads={"vit-small": 12},  # as in MoCo v3
+        eval_crop_ratio=0.875,
+        eval_interpolation="bicubic",
+        title="PatchMix",
+        summary=(
+            "Images whose patches come from several images learn to be as similar to each of these, and to each other, as "
+            "the share that they have in common."
+        ),
+        paper="Inter-Instance Similarity Modeling for Contrastive Learning",
+        arxiv="2306.12243",
+        citation="""@article{shen2023inter,
+  title   = {Inter-Instance Similarity Modeling for Contrastive Learning},
+  author  = {Shen, Chengchao and Liu, Dawei and Tang, Hao and Qu, Zhe and Wang, Jianxin},
+  journal = {arXiv preprint arXiv:2306.12243},
+  year    = {2023}
+}""",
+        reported=ReportedResults(
+            columns=("data, encoder", "kNN top-1 (%)", "linear top-1 (%)", "fine-tuned top-1 (%)"),
+            rows=(
+                ("ImageNet-1K, ViT-S/16, 300 epochs", "73.3", "77.4", "82.8"),
+                ("ImageNet-1K, ViT-B/16, 300 epochs", "76.2", "80.2", "84.1"),
+                ("CIFAR-10, ViT-T/2, 800 epochs", "92.9", "94.4", "97.5"),
+                ("CIFAR-10, ViT-S/2, 800 epochs", "94.6", "96.0", "98.1"),
+                ("CIFAR-10, ViT-B/2, 800 epochs", "95.8", "96.6", "98.3"),
+                ("CIFAR-100, ViT-T/2, 800 epochs", "68.8", "74.7", "84.9"),
+                ("CIFAR-100, ViT-S/2, 800 epochs", "75.4", "78.7", "86.0"),
+                ("CIFAR-100, ViT-B/2, 800 epochs", "75.7", "79.7", "86.0"),
+            ),
+            source="the current README of the authors' repository (visresearch/PatchMix)",
+            note=(
+                "The repository's first README has other numbers for ImageNet-1K (ViT-S 74.3 / 77.9 / 83.4, ViT-B 76.5 / "
+                "79.3 / 84.3) and CIFAR-100 (ViT-S 72.8 / 78.3 / 85.6, ViT-B 73.4 / 79.7 / 86.0). The authors' kNN works on "
+                "a random projection of the class token to 1,000 numbers, and their linear and fine-tuned numbers are the "
+                "best of all epochs on the images that they are measured on."
+            ),
+            weights_license="cc-by-nc-4.0",
+        ),
     ),
 }
 

@@ -188,17 +188,19 @@ def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
         init.uniform_(module.bias, -bound, bound)
 
 
-def drop_path_keep(samples: Draws, rates: list[float]) -> Tensor:
+def drop_path_keep(samples: Draws, rates: list[float], num_views: int = 1) -> Tensor:
     """
     Branches that stochastic depth keeps in one step.
 
     Args:
         samples ([`Draws`]): Per-sample draws, `batch_size` rows: an image drops the same branches in any batch.
         rates (`list[float]`): Drop probability of each layer, growing linearly from 0.
+        num_views (`int`, *optional*, defaults to 1): Views of each image that pass the encoder.
 
     Returns:
-        `torch.Tensor` of shape `(len(rates), 2, batch_size)`, bool: attention branch (0) and MLP branch (1).
+        `torch.Tensor` of shape `(len(rates), 2, num_views * batch_size)`, bool: attention branch (0) and MLP branch (1);
+        the first view of all images comes first.
     """
-    uniform = samples.uniform("drop_path", len(rates), 2).permute(1, 2, 0)
+    uniform = samples.uniform("drop_path", num_views, len(rates), 2).permute(2, 3, 1, 0).flatten(2)
     threshold = torch.linspace(0, rates[-1], len(rates), device=uniform.device)
     return uniform >= threshold[:, None, None]

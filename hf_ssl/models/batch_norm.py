@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import initialization as init
 
 from ..distributed import all_gather, world_size
 
@@ -99,3 +100,14 @@ class SyncBatchNorm(_BatchNorm):
             factor = self.momentum
         self.running_mean.mul_(1 - factor).add_(factor * mean)
         self.running_var.mul_(1 - factor).add_(factor * var * (total / (total - 1)))
+
+
+def init_batch_norm(module: SyncBatchNorm) -> None:
+    """Weight 1, bias 0, and statistics of no batch: for `_init_weights`, which has to set every buffer."""
+    if module.affine:
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    if module.track_running_stats:
+        for buffer, value in ((module.running_mean, 0), (module.running_var, 1), (module.num_batches_tracked, 0)):
+            assert buffer is not None
+            init.constant_(buffer, value)

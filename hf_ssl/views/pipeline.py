@@ -77,7 +77,7 @@ def draw_boxes(view: View, draws: Draws, sizes: Tensor) -> Tensor:
         return box_functions.random_padded_crop(draws, sizes, view.padding, view.flip)
     flip = box_functions.random_flip(draws, view.flip)
     if view.crop == "center_crop":
-        return torch.cat([box_functions.center_crop(sizes, view.size)[:, :4], flip[:, None]], dim=1)
+        return torch.cat([box_functions.center_crop(sizes, view.side)[:, :4], flip[:, None]], dim=1)
     return box_functions.whole_image(sizes, flip)
 
 
@@ -98,15 +98,15 @@ def render(images: Tensor, boxes: Tensor, view: View, canvas: tuple[Tensor, Tens
     source = images.shape[-2:] if canvas is None else [weights.shape[1] for weights in canvas]
     padding = _padding(view, source[0], source[1])
     if canvas is None and _is_large(view, images):
-        return resample_each(images, boxes, view.size, view.interpolation, padding).to(torch.float32).div_(255)
-    rendered = resample(images, boxes, view.size, view.interpolation, padding=padding, canvas=canvas).div_(255)
+        return resample_each(images, boxes, view.side, view.interpolation, padding).to(torch.float32).div_(255)
+    rendered = resample(images, boxes, view.side, view.interpolation, padding=padding, canvas=canvas).div_(255)
     # A bicubic kernel overshoots.
     return rendered.clamp_(0, 1) if view.interpolation == "bicubic" else rendered
 
 
 def _is_large(view: View, images: Tensor) -> bool:
     """Whether a view is faster made image by image."""
-    return images.device.type == "cpu" and view.size * max(images.shape[-2:]) >= _LARGE
+    return images.device.type == "cpu" and view.side * max(images.shape[-2:]) >= _LARGE
 
 
 def render_photo(photo: Image.Image, box: Tensor, view: View) -> Tensor:
@@ -125,20 +125,20 @@ def render_photo(photo: Image.Image, box: Tensor, view: View) -> Tensor:
         `ValueError`: the view is a padded crop, which needs images of its size.
     """
     _padding(view, photo.height, photo.width)
-    return resized_crop(photo, box, view.size, view.interpolation)
+    return resized_crop(photo, box, view.side, view.interpolation)
 
 
 def _padding(view: View, height: int, width: int) -> int:
     """How far the boxes of a view may stick out of their sources."""
     if view.crop == "padded_crop":
-        if (height, width) != (view.size, view.size):
+        if (height, width) != (view.side, view.side):
             remedy = f", or views of {height} pixels" if height == width else ", or resize the images first (canvas)"
             raise ValueError(
-                f"crop='padded_crop' needs images of {view.size}x{view.size} pixels, these have {height}x{width}; use "
+                f"crop='padded_crop' needs images of {view.side}x{view.side} pixels, these have {height}x{width}; use "
                 f"'random_resized_crop'{remedy}."
             )
         return view.padding
-    return max(0, view.size - min(height, width)) if view.crop == "center_crop" else 0
+    return max(0, view.side - min(height, width)) if view.crop == "center_crop" else 0
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,9 @@ class MultiViewPipeline:
         if not views:
             raise ValueError("There are no views to make; give at least one.")
         for name, group in views.items():
-            if len({view.size for view in group}) != 1:
+            if len({view.side for view in group}) != 1:
                 raise ValueError(
-                    f"The views of {name!r} have the sizes {[v.size for v in group]}; one tensor holds one."
+                    f"The views of {name!r} have the sizes {[v.side for v in group]}; one tensor holds one."
                 )
         self.views = views
         self.image_mean, self.image_std = image_mean, image_std
@@ -337,7 +337,7 @@ class MultiViewPipeline:
             images, canvas = self._resize_to_canvas(images)
         outputs = {
             name: torch.empty(
-                len(group), len(index), 3, group[0].size, group[0].size, dtype=torch.float32, device=index.device
+                len(group), len(index), 3, group[0].side, group[0].side, dtype=torch.float32, device=index.device
             )
             for name, group in self.views.items()
         }

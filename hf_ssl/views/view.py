@@ -20,8 +20,8 @@ class View:
     How one view of an image is made: crop, flip, color jitter, grayscale, blur, solarization, normalization, erasing.
 
     Args:
-        size (`int`, *optional*, defaults to 224):
-            Side of the view, in pixels.
+        size (`int`, *optional*):
+            Side of the view, in pixels; unset, that of the model's images.
         crop (`str`, *optional*, defaults to `"random_resized_crop"`):
             `"random_resized_crop"`; `"padded_crop"` (shifts of up to `padding` pixels, for images of the view's size);
             `"center_crop"` (the middle, unscaled); `"resize"` (all of the image).
@@ -59,7 +59,7 @@ class View:
             Probability of replacing a rectangle by noise, after normalization.
     """
 
-    size: int = 224
+    size: int | None = None
     crop: Crop = "random_resized_crop"
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
@@ -85,7 +85,7 @@ class View:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(allowed)}.")
-        if self.size < 1:
+        if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size} must be at least 1 pixel.")
         if self.padding < 0:
             raise ValueError(f"padding={self.padding} must not be negative.")
@@ -103,6 +103,13 @@ class View:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative, nor infinite.")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue} must lie between 0 and 0.5, half a turn.")
+
+    @property
+    def side(self) -> int:
+        """The size, where it has to be known."""
+        if self.size is None:
+            raise ValueError("The size of a view is not set; give it, in pixels.")
+        return self.size
 
 
 def save_views(config: Any, folder: str | Path) -> None:

@@ -36,6 +36,7 @@ def checkpoints(folder):
         ("stock fp32", writing_tensors, ["checkpoint-4"]),
         ("trunk", flushing, ["checkpoint-4"]),
         ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
+        ("patchmix", after_optimizer, ["checkpoint-4"]),
     ],
 )
 def test_kill(tmp_path, whole, setting, place, left):

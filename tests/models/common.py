@@ -45,6 +45,10 @@ class SSLModelTester:
         """Images of the published encoder's size, which may not be that of the batch."""
         return torch.randn(4, 3, encoder.config.image_size, encoder.config.image_size, device=DEVICE)
 
+    def num_images(self, batch: dict[str, Tensor]) -> int:
+        """Images in a batch; several views may come first."""
+        return len(batch["pixel_values"])
+
     def loss(self, model: SSLPreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
         return model(**batch).loss
 
@@ -195,7 +199,7 @@ class SSLModelTester:
     def test_step_inputs(self, model):
         """A function of the key alone, accepted by `forward`, and without a trace in the global random state."""
         batch = self.batch(model)
-        size = len(batch["pixel_values"])
+        size = self.num_images(batch)
         before = torch.get_rng_state()
         values = {name: schedule(3) for name, schedule in model.schedules(10, 5).items()}
         index = torch.arange(size, device=DEVICE)

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from transformers import ViTConfig
 
-from hf_ssl import RelViTConfig, RelViTForPreTraining
+from hf_ssl import PatchMixConfig, PatchMixForPreTraining, RelViTConfig, RelViTForPreTraining
 from hf_ssl.data import TensorSource
+from hf_ssl.models.patchmix import PatchMixViews, PatchMixViewsConfig
 from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
+from hf_ssl.views import View
 
 from .toy import ToyConfig, ToyForPreTraining, ToyViews
 
@@ -45,8 +47,20 @@ def make_toy(dropout: float = 0.1, **overrides: Any) -> ToyForPreTraining:
     return ToyForPreTraining(ToyConfig(backbone_config=make_backbone(hidden_dropout_prob=dropout), **overrides))
 
 
+def make_patchmix(**overrides: Any) -> PatchMixForPreTraining:
+    """PatchMix with a teacher, small views and stochastic depth."""
+    torch.manual_seed(0)
+    small = {"projection_dim": 8, "projection_hidden_dim": 16, "num_local_views": 2, "drop_path_rate": 0.2}
+    return PatchMixForPreTraining(PatchMixConfig(backbone_config=make_backbone(), **{**small, **overrides}))
+
+
 def make_trainer(
-    output_dir: Any, model: Any = None, monitor: Any = None, images: torch.Tensor = IMAGES, **args: Any
+    output_dir: Any,
+    model: Any = None,
+    monitor: Any = None,
+    images: torch.Tensor = IMAGES,
+    views: Any = None,
+    **args: Any,
 ) -> SSLTrainer:
     model = make_model() if model is None else model
     training_args = SSLTrainingArguments(
@@ -62,9 +76,11 @@ def make_trainer(
             **args,
         },
     )
-    if isinstance(model, ToyForPreTraining):
-        views: Any = ToyViews(training_args.seed)
-    else:
+    if views is None and isinstance(model, ToyForPreTraining):
+        views = ToyViews(training_args.seed)
+    elif views is None and isinstance(model, PatchMixForPreTraining):
+        views = PatchMixViews(PatchMixViewsConfig(local=View(size=8, blur=0.5)), model.config, training_args.seed)
+    elif views is None:
         views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
     return SSLTrainer(model, training_args, TensorSource(images), views, monitor)
 

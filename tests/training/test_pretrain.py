@@ -48,7 +48,7 @@ def digits_run(tmp_path_factory):
 def test_layout(digits_run):
     files = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
     wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
-    wanted |= {"trainer_state.json", "figures/curves.png", "figures/neighbors.png"}
+    wanted |= {"trainer_state.json"} | {f"figures/{name}.png" for name in ("curves", "neighbors", "similarities")}
     wanted |= {f"pretraining/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
     wanted |= {"pretraining/views.json"}
     assert wanted <= files
@@ -91,7 +91,7 @@ def test_card(digits_run):
     assert card.data.library_name == "transformers" and "relvit" in card.data.tags
     (result,) = [r for r in card.data.eval_results if r.metric_name == "kNN top-1 (%)"]
     assert result.metric_value == pytest.approx(results_of(digits_run)["knn_top1"], abs=0.01)
-    assert "figures/curves.png" in card.text and "2206.00481" in card.text
+    assert "figures/curves.png" in card.text and "figures/similarities.png" in card.text and "2206.00481" in card.text
     assert str(digits_run.parent) not in card.content
 
 
@@ -147,7 +147,8 @@ def test_photos_without_labels(photos, tmp_path, monkeypatch):
     output = tmp_path / "run"
     pretrain(monkeypatch, "--dataset", flat, "--output_dir", output, *TINY, *SHORT)
     assert "knn_top1" not in results_of(output)
-    assert (output / "figures" / "neighbors.png").is_file() and (output / "README.md").is_file()
+    assert (output / "figures" / "neighbors.png").is_file() and (output / "figures" / "similarities.png").is_file()
+    assert "to some training images; gray: before pretraining." in (output / "README.md").read_text()
     AutoModel.from_pretrained(output)
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ...backbones import check_vit_config
 from ..base import Feature, SSLConfig
 
 
@@ -75,10 +76,6 @@ class RelViTConfig(SSLConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.backbone_config.model_type != "vit":
-            raise ValueError(
-                f"backbone_config.model_type={self.backbone_config.model_type!r} is not supported by RelViT; use 'vit'."
-            )
         self._check()
 
     @property
@@ -87,14 +84,8 @@ class RelViTConfig(SSLConfig):
         return self.mega_patches or self.backbone_config.image_size // self.backbone_config.patch_size
 
     def _check(self) -> None:
+        check_vit_config(self.backbone_config, "RelViT")
         image_size, patch_size = self.backbone_config.image_size, self.backbone_config.patch_size
-        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(
-                    f"backbone_config.{name}={size} must be one positive whole number: images are square."
-                )
-        if image_size % patch_size:
-            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}.")
         if self.mega_patches is not None and not 2 <= self.mega_patches <= image_size // patch_size:
             raise ValueError(
                 f"mega_patches={self.mega_patches} must lie between 2 and the grid's {image_size // patch_size} cells."
