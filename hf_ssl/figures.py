@@ -392,7 +392,8 @@ def plot_views(
         path (`str` or `Path`): PNG file to write.
         sources (`Sequence[torch.Tensor]`): `B` uint8 images of shape `(3, height, width)`, of any sizes.
         views (`Sequence[torch.Tensor]`): `V` views of all images, each uint8 of shape `(B, 3, side, side)`.
-        boxes (`torch.Tensor` of shape `(B, V, 5)`, int64): Where views lie in sources, see [`hf_ssl.views.boxes`].
+        boxes (`torch.Tensor` of shape `(B, U, 5)`, int64): Where the first `U` views lie in sources, see
+            [`hf_ssl.views.boxes`]. Views after them are made of several sources, and have no box.
         names (`Sequence[str]`): `V` names, such as `["global 1", "global 2"]`.
         title (`str`): A line above all.
 
@@ -400,12 +401,12 @@ def plot_views(
         `ImportError`: If matplotlib is not installed.
         `ValueError`: If shapes do not fit.
     """
-    expected = (len(sources), len(views), 5)
-    if tuple(boxes.shape) != expected or len(names) != len(views) or {len(view) for view in views} != {len(sources)}:
+    fit = boxes.ndim == 3 and boxes.shape[::2] == (len(sources), 5) and boxes.shape[1] <= len(views)
+    if not fit or len(names) != len(views) or {len(view) for view in views} != {len(sources)}:
         raise ValueError(
-            f"{len(sources)} `sources` with {len(views)} `views` need `boxes` of shape {expected}, a name for each view "
-            f"and a view of each source; got {tuple(boxes.shape)}, the names {list(names)} and views of "
-            f"{[len(view) for view in views]} sources."
+            f"{len(sources)} `sources` with {len(views)} `views` need `boxes` of shape {(len(sources), len(views), 5)} (or "
+            f"fewer), a name for each view and a view of each source; got {tuple(boxes.shape)}, the names {list(names)} and "
+            f"views of {[len(view) for view in views]} sources."
         )
     sheet = _Sheet(len(sources), len(views))
     figure = _new_figure(sheet.width, sheet.height)
@@ -424,6 +425,7 @@ def plot_views(
     axes.text(sheet.margin, 0.3, title, fontsize=11)
     notes = ["↔ mirrored left to right"] * bool(boxes[..., 4].any())
     notes += ["hatched: outside of the source"] * (overhang > 0)
+    notes += ["without a box: made of several images"] * (boxes.shape[1] < len(views))
     axes.text(sheet.margin, sheet.bottom, "    ".join(notes), fontsize=9, color=GRAY, va="top")
     # After the images, which set limits of their own.
     axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
@@ -475,19 +477,21 @@ def _label_views(axes: Axes, sheet: _Sheet, sources: Sequence[Tensor], headers: 
             axes.text(
                 left - 0.05, top + sheet.side / 2, size, fontsize=8, color=GRAY, rotation=90, ha="right", va="center"
             )
+    size_of_text = 9 if max(map(len, headers)) < 20 or sheet.lines == 1 else 8
     for first in range(0, len(sources), sheet.rows):
         left, top = sheet.source(first)
-        axes.text(left, top - sheet.gap, source_header, fontsize=9)
+        axes.text(left, top - sheet.gap, source_header, fontsize=size_of_text)
         for v, header in enumerate(headers):
             lines_below = sheet.lines - 1 - v // sheet.columns
-            axes.text(sheet.view(first, v)[0], top - sheet.gap - lines_below * sheet.line, header, fontsize=9)
+            place = sheet.view(first, v)[0], top - sheet.gap - lines_below * sheet.line
+            axes.text(*place, header, fontsize=size_of_text)
 
 
 def _view_tags(names: Sequence[str]) -> list[str]:
-    """What is written on boxes and views: `"G1"` for `"global 1"`; nothing for a view that is alone."""
+    """What is written on boxes and views: `"G1"` for `"global 1"`, `"ML2"` for `"mixed local 2"`; nothing for one alone."""
     if len(names) == 1:
         return [""]
-    tags = [name[0].upper() + "".join(filter(str.isdigit, name)) for name in names]
+    tags = ["".join(word if word.isdigit() else word[0].upper() for word in name.split()) for name in names]
     return tags if len(set(tags)) == len(tags) else [str(v + 1) for v in range(len(names))]
 
 

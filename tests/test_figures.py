@@ -228,6 +228,18 @@ def test_views(tmp_path):
     assert count(path, (20, 20, 20)) > 3 * 0.7 * (1.5 * INCH) ** 2
 
 
+def test_views_of_several_sources_have_no_box(tmp_path):
+    task = views_task(num_views=2)
+    images = []
+    for boxes in (task["boxes"], task["boxes"][:, :1]):
+        plot_views(tmp_path / "views.png", **(task | {"boxes": boxes}))
+        images.append(pixels(tmp_path / "views.png"))
+    assert near(images[0], ORANGE, 30).sum() > near(images[1], ORANGE, 30).sum() + 100, "the box in the source"
+    left = round((0.3 + 1.6 + 1.6) * INCH)
+    assert near(images[1][:, left:], ORANGE, 30).sum() > 100, "the frame of the view"
+    assert not near(images[1][:, :left], ORANGE, 30).any()
+
+
 @pytest.mark.parametrize("side", [32, 500])
 def test_box_of_a_view(tmp_path, side):
     """A box lies where it should, in a small source that is enlarged and in a large one that is reduced."""
@@ -298,8 +310,10 @@ def test_sources_of_unequal_sizes(tmp_path):
 
 def test_views_errors(tmp_path):
     task = views_task(num_images=2, num_views=2)
-    with pytest.raises(ValueError, match=r"`boxes` of shape \(2, 2, 5\).*got \(2, 1, 5\)"):
-        plot_views(tmp_path / "x.png", **(task | {"boxes": task["boxes"][:, :1]}))
+    for boxes in (task["boxes"][:1], task["boxes"].repeat(1, 2, 1), task["boxes"][..., :4], task["boxes"][0]):
+        shape = ", ".join(map(str, boxes.shape))
+        with pytest.raises(ValueError, match=rf"`boxes` of shape \(2, 2, 5\).*got \({shape}\)"):
+            plot_views(tmp_path / "x.png", **(task | {"boxes": boxes}))
     with pytest.raises(ValueError, match=r"a name for each view.*the names \['view 1'\]"):
         plot_views(tmp_path / "x.png", **(task | {"names": ["view 1"]}))
     with pytest.raises(ValueError, match=r"2 `sources`.*views of \[2, 1\] sources"):

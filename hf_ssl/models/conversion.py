@@ -6,6 +6,7 @@ as three.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def reference_tokens(state: Mapping[str, Tensor], num_attention_heads: int, pixe
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
         num_heads=num_attention_heads,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
-        norm_layer=lambda dim: nn.LayerNorm(dim, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     tokens: Tensor = model.eval().forward_features(pixel_values)

@@ -344,11 +344,12 @@ def test_console_script(tmp_path):
     )
 
 
-def test_convert(tmp_path, monkeypatch):
+def test_convert(tmp_path, monkeypatch, capsys):
     checkpoint = Path(__file__).parents[1] / "fixtures/golden/relvit/vit/checkpoint_pl_class_key.ckpt"
     argv = ["convert.py", "--method", "relvit", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*argv, "--num_attention_heads", "4"])
+    monkeypatch.setattr(sys, "argv", [*argv, "--num_attention_heads", "4", "--verify"])
     runpy.run_path(str(SCRIPTS / "convert.py"), run_name="__main__")
+    assert "differ by" in capsys.readouterr().out
     assert AutoModel.from_pretrained(tmp_path / "out").config.num_attention_heads == 4
     AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "pretraining")
     monkeypatch.setattr(sys, "argv", argv)

@@ -73,6 +73,18 @@ def test_recipe_and_mode(preview):
     assert line.startswith("RelViT (joint) on digits, epoch 0: 3 of 1,437 images (8x8 px), 1 view of each (8 px)")
 
 
+def test_patchmix(preview, photos):
+    """Mixed images are shown beside the views that they are made of, and small views in the lines below."""
+    line = preview("--method", "patchmix")[2]
+    assert line.endswith("digits, epoch 0: 8 of 1,437 images (8x8 px), 4 views of each (16 px)")
+    small = ["--num_local_views", 2, "--local_size", 8]
+    flags = ["--method", "patchmix", "--dataset", photos, "--image_size", 32, "--patch_size", 4, *small]
+    line = preview(*flags)[2]
+    assert line.endswith("6 of 6 images (of several sizes), 8 views of each (4 of 32 px, 4 of 8 px)")
+    with pytest.raises(ValueError, match="batch of 2 images is too small"):
+        preview(*flags, "--num_images", 2)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
