@@ -2,62 +2,152 @@
 
     make bench
     python benchmarks/step_overhead.py --device cuda --dtype bfloat16 --batch_size 512
+    OMP_NUM_THREADS=1 python benchmarks/step_overhead.py --method patchmix --dtype bfloat16
 
 Overhead is the ratio of two times measured in turn in one process: a method's whole step (random decisions of the step,
-forward, loss, backward, optimizer; views given) over the stock encoder's forward, backward and optimizer on the same
-images. On a CPU both are CPU-seconds, which other programs on the machine hardly disturb; on a GPU, seconds between
-synchronizations.
+teacher, forward, loss, backward, optimizer; views given) over what the encoder alone takes for the same tokens: forward,
+backward and optimizer for the student's, forward for the teacher's. On a CPU both are CPU-seconds, which other programs on
+the machine hardly disturb; on a GPU, seconds between synchronizations.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import ViTModel
 
-from hf_ssl import RelViTConfig, RelViTForPreTraining
+from hf_ssl import PatchMixConfig, PatchMixForPreTraining, RelViTConfig, RelViTForPreTraining, SSLPreTrainedModel
 from hf_ssl.backbones import vit_config
 from hf_ssl.models import Step
+from hf_ssl.models.patchmix.views_patchmix import mix_images
 from hf_ssl.views import Draws
 
 
-# Backbone, image size, patch size, batch size on a CPU.
-SETTINGS = [("vit-micro", 16, 4, 128), ("vit-tiny", 32, 4, 64), ("vit-small", 64, 8, 32)]
+@dataclass
+class Setting:
+    """A model and its batch on a CPU; small views are given by how many there are and by their side."""
+
+    backbone: str
+    image_size: int
+    patch_size: int
+    batch_size: int
+    num_local_views: int = 0
+    local_size: int = 0
+    use_teacher: bool = True
+
+    def __str__(self) -> str:
+        small = f" + {self.num_local_views}x{self.local_size}" if self.num_local_views else ""
+        return (
+            f"{self.backbone} {self.image_size}/{self.patch_size}{small}{'' if self.use_teacher else ', no teacher'}"
+        )
 
 
-def relvit_step(backbone: str, image_size: int, patch_size: int, pixel_values: torch.Tensor) -> Callable[[], None]:
-    """RelViT's upstream step as the recipes set it."""
-    backbone_config = vit_config(backbone, image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6)
-    model = RelViTForPreTraining(RelViTConfig(backbone_config=backbone_config, drop_path_rate=0.1))
-    model = model.to(pixel_values.device).train()
+SETTINGS = {
+    "relvit": [
+        Setting("vit-micro", 16, 4, 128),
+        Setting("vit-tiny", 32, 4, 64),
+        Setting("vit-small", 64, 8, 32),
+    ],
+    "patchmix": [
+        Setting("vit-tiny", 32, 4, 32, use_teacher=False),
+        Setting("vit-small", 32, 4, 32),
+        Setting("vit-small", 32, 2, 8),
+        Setting("vit-small", 64, 8, 16, num_local_views=4, local_size=32),
+    ],
+}
+
+
+def make_backbone(setting: Setting, **overrides: int) -> object:
+    sizes = {"image_size": setting.image_size, "patch_size": setting.patch_size, "layer_norm_eps": 1e-6}
+    return vit_config(setting.backbone, **sizes, **overrides)
+
+
+def training_step(model: SSLPreTrainedModel, batch: dict[str, Tensor], num_images: int) -> Callable[[], None]:
+    """Everything that the trainer does in a step, but for the views."""
+    device = next(iter(batch.values())).device
+    model = model.to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, fused=True)
+    schedules = model.schedules(1000, 100)
+    index = torch.arange(num_images, device=device)
     count = iter(range(1 << 60))
-    index = torch.arange(len(pixel_values), device=pixel_values.device)
 
     def step() -> None:
-        epoch = torch.full_like(index, next(count))
-        place = Step(Draws.for_batch(0, 0, device=index.device), Draws.for_samples(0, epoch, index), {})
+        number = next(count)
+        values = {name: schedule(number) for name, schedule in schedules.items()}
+        samples = Draws.for_samples(0, torch.full_like(index, number), index)
+        model.on_step_begin(values)
         optimizer.zero_grad()
-        model(pixel_values, **model.step_inputs(place)).loss.backward()
+        inputs = model.step_inputs(Step(Draws.for_batch(0, number, device=device), samples, values))
+        model(**batch, **inputs).loss.backward()
         optimizer.step()
+        model.on_optimizer_step(values)
 
     return step
 
 
-def encoder_step(backbone: str, image_size: int, patch_size: int, pixel_values: torch.Tensor) -> Callable[[], None]:
-    """The stock encoder alone."""
-    encoder = ViTModel(vit_config(backbone, image_size=image_size, patch_size=patch_size), add_pooling_layer=False)
-    encoder = encoder.to(pixel_values.device).train()
+def encoder_step(config: object, student: list[Tensor], teacher: list[Tensor]) -> Callable[[], None]:
+    """The stock encoder alone, on the images of the student and on those of the teacher."""
+    encoder = ViTModel(config, add_pooling_layer=False).to(student[0].device).train()
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=5e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        encoder(pixel_values).last_hidden_state.mean().backward()
+        with torch.no_grad():
+            for images in teacher:
+                encoder(images, interpolate_pos_encoding=True)
+        outputs = [encoder(images, interpolate_pos_encoding=True).last_hidden_state[:, 0] for images in student]
+        torch.stack([output.mean() for output in outputs]).sum().backward()
         optimizer.step()
 
     return step
+
+
+def relvit(setting: Setting, size: int, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """RelViT's upstream step as the recipes set it; its loss is on patch tokens."""
+    pixel_values = torch.randn(size, 3, setting.image_size, setting.image_size, device=device)
+    config = make_backbone(setting)
+    model = RelViTForPreTraining(RelViTConfig(backbone_config=config, drop_path_rate=0.1))
+    return training_step(model, {"pixel_values": pixel_values}, size), encoder_step(config, [pixel_values], [])
+
+
+def patchmix(setting: Setting, size: int, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """PatchMix's step as the recipes set it, mixing included."""
+    backbone = make_backbone(setting, **({"num_attention_heads": 12} if setting.backbone == "vit-small" else {}))
+    views = {"pixel_values": torch.randn(2, size, 3, setting.image_size, setting.image_size, device=device)}
+    if setting.num_local_views:
+        shape = (setting.num_local_views, size, 3, setting.local_size, setting.local_size)
+        views["local_pixel_values"] = torch.randn(shape, device=device)
+    model = PatchMixForPreTraining(
+        PatchMixConfig(
+            backbone_config=backbone, num_local_views=setting.num_local_views, use_teacher=setting.use_teacher
+        )
+    )
+    orders = {
+        name: torch.stack([torch.randperm((v.shape[-1] // setting.patch_size) ** 2) for _ in v]).to(device)
+        for name, v in views.items()
+    }
+
+    def mixed() -> dict[str, Tensor]:
+        return {f"mixed_{name}": mix_images(v, orders[name], 2, setting.patch_size) for name, v in views.items()}
+
+    whole_step = training_step(model, views | mixed(), size)
+
+    def step() -> None:
+        mixed()
+        whole_step()
+
+    # The student has one large view and one mixed, and all small ones, plain and mixed; the keys are of the others.
+    large, small = views["pixel_values"].repeat(2, 1, 1, 1, 1), views.get("local_pixel_values")
+    student = [large[:2].flatten(0, 1)] + ([] if small is None else [torch.cat([small, small]).flatten(0, 1)])
+    keys = large[: 3 if setting.use_teacher else 2].flatten(0, 1)
+    return step, encoder_step(backbone, student, [keys])
+
+
+MAKERS = {"relvit": relvit, "patchmix": patchmix}
 
 
 def seconds(step: Callable[[], None], repeat: int, device: str, dtype: torch.dtype) -> float:
@@ -76,6 +166,7 @@ def seconds(step: Callable[[], None], repeat: int, device: str, dtype: torch.dty
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch_size", type=int, help="Images in a step; unset, by setting.")
@@ -83,25 +174,23 @@ def main() -> None:
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     repeat = 1 if args.device == "cpu" else 20
-    print(
-        f"RelViT upstream on {args.device}, {args.dtype}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
-    )
-    print(
-        f"{'encoder':<22} {'batch':>5} {'step ms':>9} {'encoder ms':>11} {'overhead':>9} {'spread':>13} {'images/s':>9}"
-    )
-    for backbone, image_size, patch_size, batch_size in SETTINGS:
-        size = args.batch_size or batch_size
-        pixel_values = torch.randn(size, 3, image_size, image_size, device=args.device)
-        steps = [make(backbone, image_size, patch_size, pixel_values) for make in (relvit_step, encoder_step)]
-        for step in steps:
-            seconds(step, 3, args.device, dtype)  # warm up
-        pairs = [[seconds(step, repeat, args.device, dtype) for step in steps] for _ in range(args.rounds)]
-        ratios = sorted(method / encoder for method, encoder in pairs)
-        method, encoder = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(
-            f"{f'{backbone} {image_size}/{patch_size}':<22} {size:>5} {method * 1e3:>9.1f} {encoder * 1e3:>11.1f} "
-            f"{statistics.median(ratios):>9.3f} {ratios[0]:>6.3f}–{ratios[-1]:.3f} {size / method:>9.0f}"
-        )
+    print(f"{args.device}, {args.dtype}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
+    columns = ("method", "encoder", "batch", "step, ms", "encoder, ms", "overhead", "range", "images/s")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for method in args.method:
+        for setting in SETTINGS[method]:
+            size = args.batch_size or setting.batch_size
+            steps = MAKERS[method](setting, size, args.device)
+            for step in steps:
+                seconds(step, 3, args.device, dtype)  # warm up
+            pairs = [[seconds(step, repeat, args.device, dtype) for step in steps] for _ in range(args.rounds)]
+            ratios = sorted(whole / encoder for whole, encoder in pairs)
+            whole, encoder = (statistics.median(column) for column in zip(*pairs, strict=True))
+            print(
+                f"| {method} | {setting} | {size} | {whole * 1e3:.0f} | {encoder * 1e3:.0f} | "
+                f"{statistics.median(ratios):.3f} | {ratios[0]:.3f}–{ratios[-1]:.3f} | {size / whole:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

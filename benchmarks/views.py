@@ -11,11 +11,8 @@ float32 views that it returns; and the time for an image in a large batch over t
 
 import argparse
 import itertools
-import json
-import os
 import random
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -25,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from memory import peak_bytes
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.profiler import ProfilerActivity, profile
 from torchvision.transforms.functional import to_pil_image
 from views_baselines import (
     APS_POWER,
@@ -214,15 +211,8 @@ def ratio(numerators: list[float], denominators: list[float], digits: int = 1) -
 def peak_copies(contestant: Contestant) -> float:
     """Most bytes allocated at a time during a call, over the bytes of the float32 tensors that it returns."""
     contestant.run()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        returned = contestant.run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["name"] == "[memory]"]
-    sizes = [event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]
-    return max(itertools.accumulate(sizes)) / float_bytes(returned)
+    peak, returned = peak_bytes(contestant.run)
+    return peak / float_bytes(returned)
 
 
 def float_bytes(value: Any) -> int:

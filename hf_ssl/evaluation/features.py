@@ -56,7 +56,7 @@ def pool_features(outputs: ModelOutput, pooling: str) -> Tensor:
 
 
 @contextmanager
-def _evaluation_mode(encoder: nn.Module) -> Iterator[None]:
+def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
     """Eval mode inside, then every submodule as it was (a model in training may hold a frozen part in eval mode)."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
@@ -196,7 +196,7 @@ def extract_features(
         with torch.inference_mode():
             return pool_features(encoder(pixel_values=pixel_values.to(encoder.device, encoder.dtype)), pooling)
 
-    with _evaluation_mode(encoder):
+    with evaluation_mode(encoder):
         return _extract(encode, processor, dataset, batch_size, num_workers)
 
 

@@ -8,7 +8,7 @@ from torch.utils.data import Subset
 from transformers import BaseImageProcessor
 
 from ..models import SSLPreTrainedModel
-from .features import extract_features, pixel_features
+from .features import evaluation_mode, extract_features, pixel_features
 from .knn import knn_accuracy, nearest_neighbors
 from .similarity import instance_similarity
 
@@ -99,7 +99,7 @@ class KNNMonitor:
         if self.key_indices is None:
             self.key_indices = self._choose_keys(bank_labels, labels)
         self.last_neighbors = nearest_neighbors(shown, bank, min(NUM_NEIGHBORS, len(bank)))
-        self.last_similarities = instance_similarity(shown, bank[self.key_indices])
+        self.last_similarities = self._similarities(model, shown, bank[self.key_indices])
         self.last = self._accuracy(bank, bank_labels, queries, labels)
         if self.num_classes is not None:
             self.last["knn_top1_pixels"] = self._pixel_accuracy()
@@ -107,6 +107,14 @@ class KNNMonitor:
             self.first, self.first_neighbors = self.last, self.last_neighbors
             self.first_similarities = self.last_similarities
         return self.last
+
+    @torch.no_grad()
+    def _similarities(self, model: SSLPreTrainedModel, queries: Tensor, keys: Tensor) -> Tensor:
+        """Cosine similarities `(num_queries, num_keys)` where the method's loss compares images."""
+        with evaluation_mode(model):
+            features = torch.cat([queries, keys]).to(model.device, model.dtype)
+            projections = model.project(features, self.which).cpu()
+        return instance_similarity(projections[: len(queries)], projections[len(queries) :])
 
     @property
     def settings(self) -> dict[str, float]:

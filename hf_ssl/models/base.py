@@ -166,6 +166,21 @@ class SSLPreTrainedModel(PreTrainedModel):
     def on_optimizer_step(self, values: dict[str, float]) -> None:
         """Called once for each optimizer step, after the parameters have changed, with the values of the schedules."""
 
+    def project(self, features: Tensor, which: Literal["student", "teacher"] | None = None) -> Tensor:
+        """
+        Where the method compares images: what its loss makes of an encoder's features, in the mode that the model is in.
+
+        Args:
+            features (`torch.Tensor` of shape `(num_images, hidden_size)`):
+                Features, of the kind that the configuration names.
+            which (`str`, *optional*):
+                Whose features they are, as for [`~SSLPreTrainedModel.export_encoder`].
+
+        Returns:
+            `torch.Tensor` of shape `(num_images, dim)`: the features themselves, where the method does not compare images.
+        """
+        return features
+
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
         """
         The encoder to publish, as a class that stock transformers loads.

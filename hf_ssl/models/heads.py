@@ -1,6 +1,9 @@
 """Heads that methods put on their encoders."""
 
-from torch import nn
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 
 from .batch_norm import SyncBatchNorm
 
@@ -28,3 +31,34 @@ def mlp_head(num_layers: int, in_dim: int, hidden_dim: int, out_dim: int) -> nn.
         if not is_last:
             layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+def forward_apart(head: nn.Sequential, batches: Iterable[Tensor]) -> list[Tensor]:
+    """
+    Pass several batches through a head as if one after the other: batch norm sees each on its own, in their order. All other
+    layers take them at once, which saves reading large weights, and adding up gradients of their size, once for each batch.
+
+    Args:
+        head (`torch.nn.Sequential`): Its layers; all but batch norm treat images one by one.
+        batches (`Iterable[torch.Tensor]`): Batches of shape `(batch_size, in_dim)`, of any sizes. Those that need no
+            gradient get none.
+
+    Returns:
+        `list[torch.Tensor]`: results of shape `(batch_size, out_dim)`.
+    """
+    results = list(batches)
+    needs_grad = [batch.requires_grad for batch in results]
+    for layer in head:
+        if isinstance(layer, SyncBatchNorm):
+            for i, batch in enumerate(results):
+                with torch.set_grad_enabled(needs_grad[i]):
+                    results[i] = layer(batch)
+            continue
+        for grad in (True, False):
+            members = [i for i, needed in enumerate(needs_grad) if needed == grad]
+            if members:
+                with torch.set_grad_enabled(grad):
+                    joined = layer(torch.cat([results[i] for i in members]))
+                for i, result in zip(members, joined.split([len(results[i]) for i in members]), strict=True):
+                    results[i] = result
+    return results

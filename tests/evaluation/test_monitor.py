@@ -8,7 +8,8 @@ from hf_ssl.data import TensorSource
 from hf_ssl.evaluation import KNNMonitor, extract_features
 from hf_ssl.hub import evaluation_processor
 
-from ..training.common import IMAGES, make_model
+from ..models.test_patchmix import perturb
+from ..training.common import IMAGES, make_model, make_patchmix
 
 
 PROCESSOR = evaluation_processor(16, [0.5] * 3, [0.5] * 3)
@@ -23,9 +24,9 @@ def make_monitor(bank_labels=None, query_labels=None, bank_size=24, num_queries=
     return KNNMonitor(PROCESSOR, bank, queries, num_classes, **{"k": 5, **arguments})
 
 
-def features_of(model, images):
+def features_of(model, images, which=None):
     features, _ = extract_features(
-        model.export_encoder(), PROCESSOR, TensorSource(images), pooling=model.config.feature
+        model.export_encoder(which), PROCESSOR, TensorSource(images), pooling=model.config.feature
     )
     return features.double().numpy()
 
@@ -82,6 +83,22 @@ def test_similarities_of_the_first_and_the_last_call():
             assert not torch.allclose(monitor.last_similarities, first, atol=1e-3)
         assert torch.equal(monitor.first_similarities, first)
     assert all(torch.equal(each, torch.tensor([0, 1, 2, 3])) for each in keys)
+
+
+def test_similarities_of_projections():
+    """Where the loss compares projections, in eval mode, and of the encoder that is measured."""
+    model = make_patchmix().train()
+    perturb(model)
+    for which, branch in (("student", model.student), ("teacher", model.teacher)):
+        monitor = make_monitor([i % 4 for i in range(24)], [3, 2, 1, 0] * 2, which=which)
+        monitor(model)
+        assert all(module.training for module in model.modules())
+        tokens = [features_of(model, IMAGES[part], which) for part in (slice(-8, -2), slice(0, 4))]
+        with torch.no_grad():
+            projections = [branch.projector.eval()(torch.from_numpy(token).float()) for token in tokens]
+        branch.train()
+        expected = torch.from_numpy(cosine_similarity(*projections))
+        torch.testing.assert_close(monitor.last_similarities, expected, rtol=0, atol=1e-5)
 
 
 def test_random_state_is_left_alone():

@@ -169,6 +169,14 @@ class TestPatchMix(PatchMixTester):
         momentum = model.schedules(20, 5)["momentum"]
         assert [momentum(step) for step in range(20)] == pytest.approx([expected[s // 5 * 5 + 1] for s in range(20)])
 
+    def test_projections_are_those_of_the_published_branch(self, model):
+        perturb(model)
+        tokens = torch.randn(4, 36, device=DEVICE)
+        for which, branch in ((None, model.teacher), ("teacher", model.teacher), ("student", model.student)):
+            assert torch.equal(model.eval().project(tokens, which), branch.projector(tokens))
+        model.config.feature = "patch_mean"
+        assert model.project(tokens) is tokens
+
 
 class TestPatchMixWithoutTeacher(PatchMixTester):
     overrides = {"use_teacher": False, "num_local_views": 2, "group_size": 3, "mix_smoothing": 0.2}

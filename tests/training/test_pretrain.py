@@ -161,6 +161,28 @@ def test_bad_photos(photos, tmp_path, monkeypatch):
     assert results_of(tmp_path / "run")["num_train_images"] == 36
 
 
+def test_patchmix(photos, tmp_path, monkeypatch):
+    """Photos of unequal size, cropped in workers; views are mixed on the device, small ones too."""
+    output = tmp_path / "run"
+    small = ["--num_local_views", "2", "--local_size", "8", "--projection_hidden_dim", "32", "--projection_dim", "16"]
+    flags = ["--method", "patchmix", "--dataset", photos, "--output_dir", output, *TINY, *SHORT, *small]
+    pretrain(monkeypatch, *flags, "--dataloader_num_workers", "2")
+    results = results_of(output)
+    assert results["num_train_images"] == 36 and results["feature"] == "class_token"
+    model = AutoModelForPreTraining.from_pretrained(output / "pretraining")
+    encoder = AutoModel.from_pretrained(output)
+    assert torch.equal(encoder.layernorm.bias, model.teacher.backbone.layernorm.bias)
+    views = json.loads((output / "pretraining" / "views.json").read_text())
+    assert views["global1"]["size"] == 16 and views["local"]["size"] == 8 and views["local"]["scale"] == [0.05, 0.35]
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert any("loss_mixed_local" in entry and "momentum" in entry for entry in history)
+    card = (output / "README.md").read_text()
+    assert "2306.12243" in card and "The repository's first README has other numbers" in card
+    assert "License of the authors' own weights: `cc-by-nc-4.0`" in card and "license: apache-2.0" in card
+    assert "of the projections of a few images" in card
+    assert not [r for r in ModelCard.load(output / "README.md").data.eval_results if r.metric_value in (73.3, 94.6)]
+
+
 def test_joint_mode(tmp_path, monkeypatch):
     pretrain(monkeypatch, *SHORT, "--mode", "joint", "--output_dir", tmp_path / "run")
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")

@@ -21,7 +21,7 @@ from ...schedules import Schedule, cosine
 from ...views import full_precision
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_torch_default
 from ..batch_norm import SyncBatchNorm, init_batch_norm
-from ..heads import mlp_head
+from ..heads import forward_apart, mlp_head
 from ..momentum import copy_to_teacher, update_teacher
 from .configuration_patchmix import PatchMixConfig
 from .views_patchmix import mixing_targets
@@ -179,37 +179,21 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
         (view1, view2), (mixed1, mixed2) = pixel_values, mixed_pixel_values
         keep: list[Tensor | None] = [None] * 3
         if drop_path_keep is not None:
-            others = 0 if self.teacher is not None else 2 * batch_size
-            keep = list(
-                drop_path_keep.split([2 * batch_size, others, drop_path_keep.shape[2] - 2 * batch_size - others], 2)
-            )
+            counts = [2 * batch_size, 0 if self.teacher is not None else 2 * batch_size]
+            keep = list(drop_path_keep.split([*counts, drop_path_keep.shape[2] - sum(counts)], dim=2))
 
         # Keys first: what they need in passing is gone before the student's pass fills the memory.
         if self.teacher is not None:
-            key_tokens = self._keys(self.teacher, torch.cat([view1, view2, mixed1]), None)
+            key_tokens = self._key_tokens(self.teacher, torch.cat([view1, view2, mixed1]), None)
         else:
-            key_tokens = self._keys(self.student, torch.cat([view2, mixed1]), keep[1])
+            key_tokens = self._key_tokens(self.student, torch.cat([view2, mixed1]), keep[1])
         tokens = self.student.backbone(torch.cat([view1, mixed2]), drop_path_keep=keep[0])
-        plain_token, mixed_token = tokens[:, 0].chunk(2)
-
-        # Batch norm sees each kind of image on its own, in the authors' order: the running statistics depend on it.
-        projected = self.student.projector(plain_token)
-        with torch.no_grad():
-            if self.teacher is not None:
-                key1, key2, mixed_key = (self.teacher.projector(token) for token in key_tokens.chunk(3))
-            else:
-                key1 = projected.detach()
-                key2, mixed_key = (self.student.projector(token) for token in key_tokens.chunk(2))
-        queries = {
-            "original": self.predictor(projected),
-            "mixed": self.predictor(self.student.projector(mixed_token)),
-        }
+        class_tokens = dict(zip(("original", "mixed"), tokens[:, 0].chunk(2), strict=True))
         if local_pixel_values is not None and mixed_local_pixel_values is not None:
             local = torch.cat([local_pixel_values.flatten(0, 1), mixed_local_pixel_values.flatten(0, 1)])
-            local_tokens = self.student.backbone(local, drop_path_keep=keep[2])[:, 0].chunk(2)
-            for name, token in zip(("local", "mixed_local"), local_tokens, strict=True):
-                queries[name] = self.predictor(self.student.projector(token))
-        keys = {"view1": key1, "view2": key2, "mixed": mixed_key}
+            local_tokens = self.student.backbone(local, drop_path_keep=keep[2])[:, 0]
+            class_tokens |= zip(("local", "mixed_local"), local_tokens.chunk(2), strict=True)
+        queries, keys = self._project(class_tokens, key_tokens)
         losses, logits = self._contrast(queries, keys)
         return PatchMixOutput(
             loss=torch.stack(list(losses.values())).sum(),
@@ -231,7 +215,7 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
             )
 
     @torch.no_grad()
-    def _keys(self, branch: PatchMixBranch, pixel_values: Tensor, keep: Tensor | None) -> Tensor:
+    def _key_tokens(self, branch: PatchMixBranch, pixel_values: Tensor, keep: Tensor | None) -> Tensor:
         """Class tokens of the images whose projections are keys."""
         tokens: Tensor = branch.backbone(pixel_values, drop_path_keep=keep)[
             :, 0
@@ -239,6 +223,25 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
         # Weights that autocast has converted here have no gradient, and older versions of torch would use them again.
         torch.clear_autocast_cache()
         return tokens
+
+    def _project(
+        self, class_tokens: dict[str, Tensor], key_tokens: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """
+        Queries by name and keys by name, not normalized. Batch norm sees each kind of image on its own, in the authors'
+        order: the running statistics depend on it.
+        """
+        tokens = list(class_tokens.values())
+        if self.teacher is not None:
+            with torch.no_grad():
+                keys = forward_apart(self.teacher.projector, key_tokens.chunk(3))
+            projected = forward_apart(self.student.projector, tokens)
+        else:
+            outputs = forward_apart(self.student.projector, [tokens[0], *key_tokens.chunk(2), *tokens[1:]])
+            keys = [outputs[0].detach(), *outputs[1:3]]
+            projected = [outputs[0], *outputs[3:]]
+        queries = dict(zip(class_tokens, forward_apart(self.predictor, projected), strict=True))
+        return queries, dict(zip(("view1", "view2", "mixed"), keys, strict=True))
 
     def _contrast(
         self, queries: dict[str, Tensor], keys: dict[str, Tensor]
@@ -274,10 +277,19 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
         return losses, logits
 
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
+        return publish_vit(self._branch(which).backbone)
+
+    def project(self, features: Tensor, which: Literal["student", "teacher"] | None = None) -> Tensor:
+        if self.config.feature != "class_token":  # which is what the projector was trained on
+            return features
+        projections: Tensor = self._branch(which).projector(features)
+        return projections
+
+    def _branch(self, which: Literal["student", "teacher"] | None) -> PatchMixBranch:
+        """The branch that is published."""
         if which == "teacher" and self.teacher is None:
             raise ValueError("This PatchMix was trained without a teacher; its encoder is the student.")
-        branch = self.student if which == "student" or self.teacher is None else self.teacher
-        return publish_vit(branch.backbone)
+        return self.student if which == "student" or self.teacher is None else self.teacher
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
