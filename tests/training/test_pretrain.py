@@ -148,7 +148,7 @@ def test_photos_without_labels(photos, tmp_path, monkeypatch):
     pretrain(monkeypatch, "--dataset", flat, "--output_dir", output, *TINY, *SHORT)
     assert "knn_top1" not in results_of(output)
     assert (output / "figures" / "neighbors.png").is_file() and (output / "figures" / "similarities.png").is_file()
-    assert "to some training images; gray: before pretraining." in (output / "README.md").read_text()
+    assert "of a few images to those of some training images; gray: before" in (output / "README.md").read_text()
     AutoModel.from_pretrained(output)
 
 
