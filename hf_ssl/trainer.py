@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer
+from transformers import PreTrainedConfig, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
@@ -111,6 +111,7 @@ class SSLTrainer(Trainer):
                 f"{len(train_dataset)} training images do not fill one batch of {needed}. Use more images, a smaller "
                 "--per_device_train_batch_size, or --dataloader_drop_last false."
             )
+        self._check_batch_size(args, len(train_dataset), getattr(views, "min_batch_size", 1))
         # Trainer insists on an evaluation dataset when asked to evaluate; the monitor holds its own.
         eval_dataset = train_dataset if monitor is not None else None
         super().__init__(
@@ -146,6 +147,21 @@ class SSLTrainer(Trainer):
         self._stop = StopCallback()
         for callback in (StepCallback(self), self._stop, EpochEndCallback()):
             self.add_callback(callback)
+
+    @staticmethod
+    def _check_batch_size(args: SSLTrainingArguments, num_images: int, smallest: int) -> None:
+        """Refuse batches that the views cannot be made of, before the run meets them."""
+        if args.train_batch_size < smallest:
+            raise ValueError(
+                f"per_device_train_batch_size={args.train_batch_size} is too small: these views need at least {smallest} "
+                "images."
+            )
+        last = num_images % args.train_batch_size
+        if not args.dataloader_drop_last and 0 < last < smallest:
+            raise ValueError(
+                f"The last batch of an epoch has {last} of {num_images} images, and these views need at least {smallest}: "
+                "set --dataloader_drop_last true, or another --per_device_train_batch_size."
+            )
 
     def _find_where_to_augment(self) -> str:
         """What `augment_on` says; "auto" takes the workers' time, if there are any, where there is no accelerator."""
@@ -238,8 +254,15 @@ class SSLTrainer(Trainer):
             "images_per_step": self.images_per_step,
             **{name: getattr(self.args, name) for name in COMPARED_ARGUMENTS},
             **({} if self._views_config is None else {"views": asdict(self._views_config)}),
+            "model": self._model_options(),
             "save_only_model": self.args.save_only_model,
         }
+
+    def _model_options(self) -> dict[str, Any]:
+        """The method's own options; sizes need not be compared, with others the weights do not fit."""
+        config = self.model.config
+        own = {item.name for item in fields(config)} - {item.name for item in fields(PreTrainedConfig)}
+        return {name: getattr(config, name) for name in sorted(own - {"backbone_config"})}
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         if self.state.global_step < self.state.max_steps:

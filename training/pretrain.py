@@ -27,7 +27,7 @@ from hf_ssl.data import ImageData, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
-from hf_ssl.models import SSLPreTrainedModel, get_method
+from hf_ssl.models import get_method
 from hf_ssl.stopping import TrainingInterrupted
 from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
@@ -43,7 +43,8 @@ NEXT_STEPS = """
 Look at {output_dir}/README.md and at figures/ beside it. What to try next:
 
     accelerate launch training/pretrain.py --method {method} --dataset path/to/your/photos --output_dir outputs/photos
-    accelerate launch training/pretrain.py --method {method} --recipe cifar10 --dataset cifar10 --max_train_samples 5000
+    accelerate launch training/pretrain.py --method {method} --recipe cifar10 --dataset cifar10 --max_train_samples 5000 \\
+        --backbone vit-micro --patch_size 4 --per_device_train_batch_size 128 --max_steps 500
     accelerate launch training/pretrain.py --method {method} --help
 """
 
@@ -84,8 +85,9 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     draw_similarities(folder / "similarities.png", monitor, data)
     shown_images = "Some training images" if data.test is None else "Images that were not trained on"
     keys = "some training images" if data.num_classes is None else "one training image of each of some classes"
-    compared = "features" if type(trainer.model).project is SSLPreTrainedModel.project else "projections"
-    similarity = f"Cosine similarity of the {compared} of a few images to those of {keys}; gray: before pretraining."
+    similarity = (
+        f"Cosine similarity of the {monitor.compared} of a few images to those of {keys}; gray: before pretraining."
+    )
     return {
         "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
         "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",

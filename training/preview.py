@@ -3,8 +3,9 @@
     python training/preview.py --method relvit --dataset path/to/photos
     python training/preview.py --method relvit --recipe cifar10 --dataset cifar10 --num_images 12 --epoch 3
 
-It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run (boxes that the images
-of a batch share are those of the first step). Like a run it opens all images first: their sizes decide how they are read.
+It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run. Boxes that the images of
+a batch share are those of the first step, and images that are mixed are mixed with others of those that are shown. Like a run
+it opens all images first: their sizes decide how they are read.
 """
 
 from dataclasses import dataclass, field
@@ -104,6 +105,11 @@ def main() -> None:
     method = get_method(args.method)
     # Of all images, though few are shown: whether they have one size decides how they are read and cropped.
     _, _, views, source = build_inputs(args, model_args, views_config, training_args.seed)
+    smallest = getattr(views, "min_batch_size", 1)
+    if min(args.num_images, len(source)) < smallest:
+        raise ValueError(
+            f"num_images={args.num_images} is too few: views of {method.title} are made of {smallest} or more."
+        )
     rows = np.linspace(0, len(source) - 1, min(args.num_images, len(source))).astype(int).tolist()
     batch: Any = source.__getitems__([(args.epoch, row) for row in rows])
     sources = [on_canvas(source[row]["image"], getattr(views, "canvas", None)) for row in rows]

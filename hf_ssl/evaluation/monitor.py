@@ -73,6 +73,7 @@ class KNNMonitor:
         self.first_neighbors: Tensor | None = None
         self.last_neighbors: Tensor | None = None
         self.key_indices: Tensor | None = None
+        self.compared = "features"  # what the similarities are of
         self.first_similarities: Tensor | None = None
         self.last_similarities: Tensor | None = None
         self._pixels: dict[str, float] | None = None
@@ -113,7 +114,9 @@ class KNNMonitor:
         """Cosine similarities `(num_queries, num_keys)` where the method's loss compares images."""
         with evaluation_mode(model):
             features = torch.cat([queries, keys]).to(model.device, model.dtype)
-            projections = model.project(features, self.which).cpu()
+            projections = model.project(features, self.which)
+        self.compared = "features" if projections is features else "projections"
+        projections = projections.cpu()
         return instance_similarity(projections[: len(queries)], projections[len(queries) :])
 
     @property

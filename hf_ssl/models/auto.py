@@ -116,7 +116,7 @@ METHODS: dict[str, Method] = {
                 ("CIFAR-100, ViT-S/2, 800 epochs", "75.4", "78.7", "86.0"),
                 ("CIFAR-100, ViT-B/2, 800 epochs", "75.7", "79.7", "86.0"),
             ),
-            source="the current README of the authors' repository (visresearch/PatchMix)",
+            source="the current README of the [authors' repository](https://github.com/visresearch/patchmix)",
             note=(
                 "The repository's first README has other numbers for ImageNet-1K (ViT-S 74.3 / 77.9 / 83.4, ViT-B 76.5 / "
                 "79.3 / 84.3) and CIFAR-100 (ViT-S 72.8 / 78.3 / 85.6, ViT-B 73.4 / 79.7 / 86.0). The authors' kNN works on "

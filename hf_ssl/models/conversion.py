@@ -4,6 +4,7 @@ The authors' encoders are timm's ViT, or have its names: one matrix for queries,
 as three.
 """
 
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -54,10 +55,20 @@ def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = ()) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint file at {path}.") from error
-    except Exception as error:  # zip, pickle and OS errors of many classes; all end here, with their cause
+    except pickle.UnpicklingError as error:
+        # The unpickler names the first thing that it refuses to make; the rest of its message advises to let it.
+        if refused := re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} holds an object of `{refused[1]}`, and is not read: making other things than tensors may run code. "
+                "Whole pickled models, such as best.pth of some evaluations, are such files. Give the checkpoint of the "
+                "pretraining; or, where you trust the file, load it with the authors' code and save "
+                "`{'state_dict': model.state_dict()}`."
+            ) from error
+        raise CheckpointError(f"{path} cannot be read safely; it is damaged, or no file of torch.save.") from error
+    except Exception as error:  # zip and OS errors of many classes; all end here, with their cause
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read safely: {error}. It is damaged, or holds objects other than tensors; no code of a "
-            "file is ever run."
+            f"{path} cannot be read safely: {reason}. It is damaged, or no file of torch.save."
         ) from error
 
 

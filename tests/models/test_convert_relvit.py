@@ -103,6 +103,6 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ("b.ckpt", lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))),
     ):
         save({"state_dict": {"backbone.cls_token": Hostile()}}, tmp_path / name)
-        with pytest.raises(CheckpointError, match="cannot be read safely"):
+        with pytest.raises(CheckpointError, match=r"holds an object of `\w+\.system`"):
             convert(tmp_path / name)
     assert not (tmp_path / "ran").exists()

@@ -118,6 +118,15 @@ class PatchMixTester(SSLModelTester):
         for name, parameter in model.named_parameters():
             assert (parameter.grad is not None) == parameter.requires_grad, name
 
+    def test_contrasts_are_computed_in_full_precision(self, model):
+        """bfloat16 would round a similarity of 5 to 0.02."""
+        output = model(**self.batch(model))
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            losses, logits = model._contrast(output.query_embeddings, output.key_embeddings)
+        for name, tensor in output.logits.items():
+            assert logits[name].dtype == torch.float32 and torch.equal(logits[name], tensor)
+        assert all(torch.equal(loss, output.losses[name]) for name, loss in losses.items())
+
     def test_small_views_are_checked(self, model):
         batch = self.batch(model)
         if model.config.num_local_views:
@@ -307,6 +316,13 @@ def test_initialization(use_teacher):
     assert positions.std() == pytest.approx(0.02, rel=0.05)
     for name, buffer in model.named_buffers():
         assert (buffer == (1 if name.endswith("running_var") else 0)).all(), name
+
+
+def test_initialization_without_qkv_bias():
+    """Queries, keys and values are the encoder's, with or without a bias."""
+    backbone = vit_config("vit-tiny", image_size=32, patch_size=4, num_hidden_layers=1, qkv_bias=False)
+    model = PatchMixForPreTraining(PatchMixConfig(backbone_config=backbone, **SMALL))
+    assert model.student.backbone.layers[0].attention.q_proj.weight.abs().max() > 0.98 * (6 / 384) ** 0.5
 
 
 def test_heads_have_the_layers_of_the_original():

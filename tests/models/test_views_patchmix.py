@@ -133,13 +133,29 @@ def test_each_view_is_mixed_on_its_own():
         (4, 9, 4, 2, "9x9 pixels cannot be cut into patches of 4"),
         (4, 8, 5, 2, r"shape \(5,\); 2x2 patches need \(4,\)"),
         (4, 8, 4, 0, "group_size=0 must be at least 1"),
-        (4, 8, 4, 3, "batch of 4 images is too small.*groups of 3.*at least 5 images"),
+        (4, 8, [0, 1, 1, 3], 2, r"permutation=\[0, 1, 1, 3\] does not name each of the 4 patches once"),
+        (4, 8, 4, 3, "batch of 4 images is too small.*group_size=3.*at least 5 images"),
         (9, 8, 4, 5, "2x2 patches cannot be shared among group_size=5 images"),
     ],
 )
 def test_mistakes_are_explained(batch, side, patches, group, message):
     with pytest.raises(ValueError, match=message):
-        mix_patches(torch.zeros(batch, 3, side, side), torch.arange(patches), group, 4)
+        order = torch.tensor(patches) if isinstance(patches, list) else torch.arange(patches)
+        mix_patches(torch.zeros(batch, 3, side, side), order, group, 4)
+
+
+def test_images_of_other_shapes():
+    with pytest.raises(ValueError, match=r"shape \(3, 8, 8\); give \(batch_size"):
+        mix_patches(torch.zeros(3, 8, 8), torch.arange(4), 2, 4)
+    with pytest.raises(ValueError, match="8x8 pixels cannot be cut into patches of 0"):
+        mix_patches(torch.zeros(3, 3, 8, 8), torch.arange(4), 2, 0)
+
+
+def test_groups_of_one_are_copies():
+    images = torch.rand(2, 3, 8, 8)
+    mixed, to_images, _ = mix_patches(images, torch.randperm(4), 1, 4)
+    assert torch.equal(mixed, images) and mixed.data_ptr() != images.data_ptr()
+    assert torch.equal(to_images, torch.eye(2))
 
 
 # ---- views ----
@@ -223,9 +239,17 @@ def test_draws_of_the_batch_are_needed(tmp_path):
         make_trainer(tmp_path, views=views, augment_on="workers", dataloader_num_workers=1)
 
 
-def test_a_batch_that_is_too_small():
-    with pytest.raises(ValueError, match=r"batch of 2 images is too small.*--per_device_train_batch_size"):
-        make_views()(make_source_batch(2), Draws.for_batch(0, 0))
+def test_a_batch_that_is_too_small(tmp_path):
+    """Said before the first step, the last batch of an epoch included."""
+    views = make_views(group_size=3)
+    with pytest.raises(ValueError, match=r"batch of 2 images is too small.*at least 5"):
+        views(make_source_batch(2), Draws.for_batch(0, 0))
+    with pytest.raises(ValueError, match="per_device_train_batch_size=4 is too small: these views need at least 5"):
+        make_trainer(tmp_path, views=views, per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match="last batch of an epoch has 4 of 40 images.*--dataloader_drop_last true"):
+        make_trainer(tmp_path, views=views, per_device_train_batch_size=9, dataloader_drop_last=False)
+    make_trainer(tmp_path, views=views, per_device_train_batch_size=9)
+    make_trainer(tmp_path, views=views, per_device_train_batch_size=7, dataloader_drop_last=False)  # the last has 5
 
 
 def test_sizes_come_from_the_model():
@@ -238,11 +262,21 @@ def test_sizes_come_from_the_model():
 @pytest.mark.parametrize(
     ("config", "overrides", "message"),
     [
-        (PatchMixViewsConfig(), {}, None),
-        (PatchMixViewsConfig(local=View(size=10)), {}, "view of 10 pixels.*patch_size=4"),
-        (PatchMixViewsConfig(local=View(size=4)), {}, "view of 4 pixels.*group_size=2"),
-        (PatchMixViewsConfig(global2=View(size=12)), {}, r"sizes \[16, 12\]"),
+        (
+            PatchMixViewsConfig(),
+            {},
+            "Small views of 96 pixels are larger than the large ones, of 16: set --local_size",
+        ),
+        (PatchMixViewsConfig(local=View()), {}, None),
+        (PatchMixViewsConfig(local=View(size=10)), {}, "local view of 10 pixels.*patch_size=4.*--local_size"),
+        (PatchMixViewsConfig(local=View(size=4)), {}, "local view of 4 pixels.*group_size=2"),
+        (PatchMixViewsConfig(global2=View(size=12), local=View(size=8)), {}, r"sizes \[16, 12\]"),
         (PatchMixViewsConfig(local=View(size=10)), {"num_local_views": 0}, None),
+        (
+            PatchMixViewsConfig(global1=View(size=10), global2=View(size=10)),
+            {"num_local_views": 0},
+            "global view of 10",
+        ),
     ],
 )
 def test_sizes_have_to_fit(config, overrides, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from hf_ssl import PatchMixForPreTraining
 from hf_ssl.distributed import close_process_group, rank
@@ -32,6 +33,17 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path, overrides):
     terms = {"original", "mixed_to_original", "mixed_to_mixed", "local", "mixed_local"}
     assert {f"loss_{term}" for term in terms} <= logged.keys()
     assert ("momentum" in logged) == (not overrides) and 0 <= logged["accuracy"] <= 1
+
+
+def test_other_options_on_resume(tmp_path, caplog):
+    """Weights of another group size fit, but the run is not the same."""
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    make_trainer(tmp_path, make_patchmix(), **settings).train()
+    resumed = make_trainer(tmp_path, make_patchmix(group_size=3, temperature=0.2), max_steps=1)
+    logging.enable_propagation()
+    resumed.train(resume_from_checkpoint=True)
+    (warning,) = [record.message for record in caplog.records if "was written with" in record.message]
+    assert "model.group_size = 2, now it is 3: the run goes on, but" in warning
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])

@@ -172,6 +172,8 @@ def test_patchmix(photos, tmp_path, monkeypatch):
     model = AutoModelForPreTraining.from_pretrained(output / "pretraining")
     encoder = AutoModel.from_pretrained(output)
     assert torch.equal(encoder.layernorm.bias, model.teacher.backbone.layernorm.bias)
+    processor = json.loads((output / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"shortest_edge": 18} and processor["resample"] == 3, "256 / 224 of 16, bicubic"
     views = json.loads((output / "pretraining" / "views.json").read_text())
     assert views["global1"]["size"] == 16 and views["local"]["size"] == 8 and views["local"]["scale"] == [0.05, 0.35]
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]

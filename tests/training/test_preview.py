@@ -81,7 +81,7 @@ def test_patchmix(preview, photos):
     flags = ["--method", "patchmix", "--dataset", photos, "--image_size", 32, "--patch_size", 4, *small]
     line = preview(*flags)[2]
     assert line.endswith("6 of 6 images (of several sizes), 8 views of each (4 of 32 px, 4 of 8 px)")
-    with pytest.raises(ValueError, match="batch of 2 images is too small"):
+    with pytest.raises(ValueError, match="num_images=2 is too few: views of PatchMix are made of 3"):
         preview(*flags, "--num_images", 2)
 
 

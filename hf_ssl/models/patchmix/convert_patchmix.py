@@ -1,11 +1,9 @@
 """The authors' PatchMix checkpoints to this library's model, and back."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy._core import multiarray
 from torch import Tensor
 
@@ -31,7 +29,7 @@ _NUMPY_SCALARS = [
     (multiarray.scalar, "numpy._core.multiarray.scalar"),
     (multiarray.scalar, "numpy.core.multiarray.scalar"),
     np.dtype,
-    type(np.dtype("float64")),
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
 ]
 
 
@@ -46,10 +44,9 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
         `dict[str, torch.Tensor]`: the tensors, without `module.`.
 
     Raises:
-        [`CheckpointError`]: the file is missing, damaged, a pickled module, holds unexpected objects, or is not of a
-            pretraining.
+        [`CheckpointError`]: the file is missing, damaged, holds other objects than tensors (as a whole pickled module does),
+            or is not of a pretraining.
     """
-    _refuse_pickled_modules(path)
     checkpoint = load_checkpoint(path, _NUMPY_SCALARS)
     if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
         checkpoint = checkpoint["state_dict"]
@@ -63,22 +60,6 @@ def load_official(path: str | Path) -> dict[str, Tensor]:
             "pretraining has written (last.pth, or one of its periodic checkpoints)."
         )
     return state
-
-
-def _refuse_pickled_modules(path: str | Path) -> None:
-    """Say what a file is if it holds a whole module, as the authors' best.pth of linear probing and fine-tuning do."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError):
-        return  # missing, damaged or of an old format: reading it says so
-    modules = sorted(name for name in names if name.startswith("torch.nn.modules."))
-    if modules:
-        raise CheckpointError(
-            f"{path} holds a whole pickled module (with {modules[0]}) in the place of its tensors, and reading that would "
-            "run code. The authors' best.pth of linear probing and fine-tuning are such files. Convert the pretraining "
-            "checkpoint; or, where you trust the file, load it with the authors' code and save "
-            "`{'state_dict': model.state_dict()}`."
-        )
 
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -148,10 +129,7 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     Raises:
         [`CheckpointError`]: there is no ViT encoder, or the heads cannot be told.
     """
-    projector, predictor = (
-        [tensor for name, tensor in under(state, prefix).items() if name.endswith(".weight") and tensor.ndim == 2]
-        for prefix in ("base_encoder.head.", "predictor.")
-    )
+    projector, predictor = (_linear_layers(under(state, prefix)) for prefix in ("base_encoder.head.", "predictor."))
     if not projector or not predictor:
         raise CheckpointError(
             "The checkpoint holds no projector or no predictor (`base_encoder.head.`, `predictor.`)."
@@ -160,16 +138,24 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     hidden = [weights[0] for weights in (projector, predictor) if len(weights) > 1]
     if hidden:
         fields["projection_hidden_dim"] = len(hidden[0])
+    backbone_config = vit_config_from_official(
+        under(state, "base_encoder."), num_attention_heads, official_heads=_OFFICIAL_HEADS
+    )
     return PatchMixConfig(
-        backbone_config=vit_config_from_official(
-            under(state, "base_encoder."), num_attention_heads, official_heads=_OFFICIAL_HEADS
-        ),
+        backbone_config=backbone_config,
+        num_local_views=0 if backbone_config.image_size == 32 else 8,  # none on CIFAR
         use_teacher=any(name.startswith("momentum_encoder.") for name in state),
         projection_dim=len(projector[-1]),
         num_projector_layers=len(projector),
         num_predictor_layers=len(predictor),
         **fields,
     )
+
+
+def _linear_layers(head: dict[str, Tensor]) -> list[Tensor]:
+    """The weights of a head's linear layers, in their order."""
+    weights = {int(name.split(".")[0]): t for name, t in head.items() if name.endswith(".weight") and t.ndim == 2}
+    return [weights[index] for index in sorted(weights)]
 
 
 def convert(path: str | Path, num_attention_heads: int | None = None) -> PatchMixForPreTraining:

@@ -5,6 +5,7 @@ Three contrasts are trained together: image to image, mixed image to image, and 
 made of, and how similar its images are, is told in `views_patchmix.py`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,6 +98,8 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # That of MoCo v3, except for the positions, which are learned. Xavier's bounds are those of queries, keys and values
         # one by one; the patch convolution counts as a linear layer. The heads keep PyTorch's own initialization.
+        heads = [self.predictor, self.student.projector]
+        heads += [] if self.teacher is None else [self.teacher.projector]
         if isinstance(module, ViTEmbeddings):
             init.normal_(module.cls_token, std=1e-6)
             init.trunc_normal_(module.position_embeddings, std=0.02)
@@ -106,11 +109,12 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and module.bias is None:  # a head's
+        elif isinstance(module, nn.Linear) and any(module is layer for head in heads for layer in head):
             init_torch_default(module)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -125,10 +129,16 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
     def schedules(self, num_steps: int, steps_per_epoch: int) -> dict[str, Schedule]:
         if self.teacher is None:
             return {}
-        momentum = cosine(self.config.teacher_momentum, 1.0, num_steps)
-        if self.config.ema_schedule == "epoch":
-            return {"momentum": lambda step: momentum(step // steps_per_epoch * steps_per_epoch + 1)}
-        return {"momentum": momentum}
+        start = self.config.teacher_momentum
+        if self.config.ema_schedule == "iter":
+            return {"momentum": cosine(start, 1.0, num_steps)}
+
+        def of_the_epoch(step: int) -> float:
+            # The value of an epoch's second step, be there one or not.
+            progress = (step // steps_per_epoch * steps_per_epoch + 1) / num_steps
+            return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
+
+        return {"momentum": of_the_epoch}
 
     def step_inputs(self, step: Step) -> dict[str, Tensor]:
         if not self.config.drop_path_rate:
@@ -217,12 +227,10 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
     @torch.no_grad()
     def _key_tokens(self, branch: PatchMixBranch, pixel_values: Tensor, keep: Tensor | None) -> Tensor:
         """Class tokens of the images whose projections are keys."""
-        tokens: Tensor = branch.backbone(pixel_values, drop_path_keep=keep)[
-            :, 0
-        ].clone()  # or all tokens would be kept
+        tokens: Tensor = branch.backbone(pixel_values, drop_path_keep=keep)
         # Weights that autocast has converted here have no gradient, and older versions of torch would use them again.
         torch.clear_autocast_cache()
-        return tokens
+        return tokens[:, 0].clone()  # a slice would hold the memory of all tokens
 
     def _project(
         self, class_tokens: dict[str, Tensor], key_tokens: Tensor
@@ -271,9 +279,8 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
             for name, targets in (("local", plain), ("mixed_local", to_images)):
                 if name in unit:
                     views = unit[name].unflatten(0, (-1, batch_size))
-                    losses[name] = soft_cross_entropy(views @ key1.T, targets) + soft_cross_entropy(
-                        views @ key2.T, targets
-                    )
+                    first, second = (soft_cross_entropy(views @ key.T, targets) for key in (key1, key2))
+                    losses[name] = first + second
         return losses, logits
 
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:

@@ -44,9 +44,16 @@ def mix_patches(
 
     Raises:
         `ValueError`: the images cannot be cut into such patches, there are fewer patches than images in a group, the
-            permutation has another length, or the batch is smaller than 2m - 1.
+            permutation is none of these patches, or the batch is smaller than 2m - 1.
     """
+    if images.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; give (batch_size, channels, height, width).")
     mixed = mix_images(images, permutation, group_size, patch_size)
+    # Elsewhere, to look would be to wait.
+    if permutation.device.type == "cpu" and permutation.sort().values.tolist() != list(range(len(permutation))):
+        raise ValueError(
+            f"permutation={permutation.tolist()} does not name each of the {len(permutation)} patches once."
+        )
     return mixed, *mixing_targets(len(images), group_size, smoothing, device=images.device)
 
 
@@ -67,7 +74,7 @@ def mix_images(images: Tensor, permutation: Tensor, group_size: int, patch_size:
         `ValueError`: see [`mix_patches`].
     """
     *_, batch_size, _, height, width = images.shape
-    if height % patch_size or width % patch_size:
+    if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"Images of {height}x{width} pixels cannot be cut into patches of {patch_size} pixels.")
     rows, columns = height // patch_size, width // patch_size
     if permutation.shape != (*images.shape[:-4], rows * columns):
@@ -83,7 +90,7 @@ def mix_images(images: Tensor, permutation: Tensor, group_size: int, patch_size:
     slots = permutation.argsort(-1)  # where the patch of each place stands in the order
     member = torch.where(slots < share * group_size, slots // share, 0).unflatten(-1, (rows, columns))
     member = member.repeat_interleave(patch_size, -2).repeat_interleave(patch_size, -1)[..., None, None, :, :]
-    mixed = images
+    mixed = images if group_size > 1 else images.clone()
     for i in range(1, group_size):
         mixed = torch.where(member == i, images.roll(-i, dims=-4), mixed)
     return mixed
@@ -144,9 +151,8 @@ def _check_group(batch_size: int, group_size: int) -> None:
         raise ValueError(f"group_size={group_size} must be at least 1.")
     if batch_size < 2 * group_size - 1:
         raise ValueError(
-            f"A batch of {batch_size} images is too small to mix them in groups of {group_size}: two mixed images would meet "
-            f"twice. Take at least {2 * group_size - 1} images (--per_device_train_batch_size), or smaller groups "
-            "(--group_size)."
+            f"A batch of {batch_size} images is too small to mix them in groups of group_size={group_size}: two mixed images "
+            f"would meet twice. Take at least {2 * group_size - 1} images, or smaller groups."
         )
 
 
@@ -196,20 +202,32 @@ class PatchMixViews(MultiViewPipeline):
         self.patch_size: int = model_config.backbone_config.patch_size
         self.group_size = model_config.group_size
         image_size: int = model_config.backbone_config.image_size
-        large = [replace(view, size=view.size or image_size) for view in (config.global1, config.global2)]
-        self.config = replace(config, global1=large[0], global2=large[1])
+        large, small = (
+            [replace(view, size=view.size or image_size) for view in views]
+            for views in ((config.global1, config.global2), (config.local,))
+        )
+        self.config = replace(config, global1=large[0], global2=large[1], local=small[0])
         views = {"pixel_values": large}
         if model_config.num_local_views:
-            views["local_pixel_values"] = [config.local] * model_config.num_local_views
-        for view in (group[0] for group in views.values()):
-            if view.side % self.patch_size or (view.side // self.patch_size) ** 2 < self.group_size:
+            views["local_pixel_values"] = small * model_config.num_local_views
+            if small[0].side > large[0].side:
                 raise ValueError(
-                    f"A view of {view.side} pixels has to be cut into patches of patch_size={self.patch_size}, at least "
-                    f"group_size={self.group_size} of them; choose another size."
+                    f"Small views of {small[0].side} pixels are larger than the large ones, of {large[0].side}: set "
+                    "--local_size, or --num_local_views 0."
                 )
+        for name, group in views.items():
+            self._check_size(group[0].side, "local" if name.startswith("local") else "global")
         super().__init__(views, config.image_mean, config.image_std, seed)
         # All images of a batch are mixed with one permutation, which is drawn for the batch.
         self.needs_batch_draws = True
+        self.min_batch_size = 2 * self.group_size - 1
+
+    def _check_size(self, side: int, name: str) -> None:
+        if side % self.patch_size or (side // self.patch_size) ** 2 < self.group_size:
+            raise ValueError(
+                f"A {name} view of {side} pixels has to be cut into patches of patch_size={self.patch_size}, at least "
+                f"group_size={self.group_size} of them: choose another size of view or patch (--local_size for local views)."
+            )
 
     def __call__(self, batch: dict[str, Tensor], draws: Draws | None = None) -> dict[str, Tensor]:
         """
