@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, HfArgumentParser
 
-from hf_ssl.hub import evaluation_processor, export_run
+from hf_ssl.hub import evaluation_processor, export_run, write_conversion_card
 from hf_ssl.models import METHODS, get_method
 from hf_ssl.models.conversion import reference_tokens
 
@@ -86,6 +86,7 @@ def main() -> None:
     )
     export_run(model, processor, args.output_dir, which)
     print(f"{args.output_dir} holds the encoder and, in pretraining/, the whole model; every tensor was carried over.")
+    error = None
     if args.verify:
         error = verify(args.output_dir, method.official_encoder(args.checkpoint, which))
         print(
@@ -94,6 +95,8 @@ def main() -> None:
         )
         if not error < TOLERANCE:
             sys.exit(f"That is more than {TOLERANCE:.0e}: the conversion is wrong, or the file is not what it seems.")
+    card = write_conversion_card(args.output_dir, method, model, args.checkpoint, which, error)
+    print(f"{args.output_dir}/README.md is the model card. License of the weights: {card.data.license}.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From a trained model to a folder on the Hub."""
 
+from .conversion_card import write_conversion_card
 from .export import evaluation_processor, export_run, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
 from .run_card import write_run_card
@@ -11,6 +12,7 @@ __all__ = [
     "evaluation_processor",
     "export_run",
     "render_card",
+    "write_conversion_card",
     "write_results",
     "write_run_card",
 ]

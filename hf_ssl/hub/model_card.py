@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from jinja2 import Environment, StrictUndefined
 
+from ..models import Method
 from ..models.reported import ReportedResults
 
 
@@ -66,9 +67,13 @@ class ModelCardInfo:
         bibtex (`str`): BibTeX entry of the paper.
         backbone (`str`): The encoder in words, such as `"ViT-Tiny with 4-pixel patches for 32-pixel images"`.
         pooling (`str`): The feature to use, one of `hf_ssl.evaluation.features.POOLINGS`.
-        dataset (`str`): Name of the training data.
+        dataset (`str`, *optional*): Name of the training data; given unless the weights are converted.
         dataset_id (`str`, *optional*): Hub id of the training data; only this makes the card link to a dataset.
-        num_train_images (`int`): Number of training images.
+        num_train_images (`int`, *optional*): Number of training images; given with `dataset`.
+        converted_from (`str`, *optional*):
+            Name of the file of the method's authors that the weights were converted from. Such a card says so in the
+            place of its training section.
+        conversion_notes (`Sequence[str]`, *optional*): What else is to be said about the conversion, in sentences.
         limitations (`str`): What the model is not good for, in Markdown.
         training (`Mapping[str, Any]`, *optional*): Settings by name: steps, batch size, learning rate, …
         results (`Sequence[CardResult]`, *optional*): Measured numbers.
@@ -80,7 +85,8 @@ class ModelCardInfo:
         uses_labels (`bool`, *optional*, defaults to `False`): Whether the training used labels (as a joint mode does).
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether the repository carries its own modeling file.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): License identifier of the Hub for the weights.
+        license (`str`, *optional*, defaults to `"apache-2.0"`):
+            License identifier of the Hub for the weights; `"unknown"` is one.
     """
 
     model_name: str
@@ -92,9 +98,11 @@ class ModelCardInfo:
     bibtex: str
     backbone: str
     pooling: str
-    dataset: str
+    dataset: str | None = None
     dataset_id: str | None = None
-    num_train_images: int
+    num_train_images: int | None = None
+    converted_from: str | None = None
+    conversion_notes: Sequence[str] = ()
     limitations: str
     training: Mapping[str, Any] = field(default_factory=dict)
     results: Sequence[CardResult] = ()
@@ -107,15 +115,43 @@ class ModelCardInfo:
     license: str = "apache-2.0"
 
 
+def method_info(method: Method, config: Any) -> dict[str, Any]:
+    """
+    What a card tells about the method, whoever trained the model.
+
+    Args:
+        method ([`~hf_ssl.models.Method`]): The method.
+        config ([`~hf_ssl.models.SSLConfig`]): Configuration of its model.
+
+    Returns:
+        `dict[str, Any]`: arguments of [`ModelCardInfo`].
+    """
+    return {
+        "method": method.title,
+        "method_summary": method.summary,
+        "paper_title": method.paper,
+        "arxiv_id": method.arxiv,
+        "bibtex": method.citation,
+        "pooling": config.feature,
+        "reported": method.reported,
+        "uses_labels": "classification" in getattr(config, "tasks", ()),
+    }
+
+
 def _check(info: ModelCardInfo) -> None:
     if info.pooling not in FEATURES:
         raise ValueError(f"`pooling` must be one of {', '.join(FEATURES)}, got {info.pooling!r}.")
+    if len({info.dataset is None, info.num_train_images is None, info.converted_from is not None}) > 1:
+        raise ValueError(
+            "Give `dataset` and `num_train_images`, or `converted_from`: a model was trained or converted."
+        )
     for repo_id in (info.repo_id, info.dataset_id, *(result.dataset_id for result in info.results)):
         if repo_id is not None:
             validate_repo_id(repo_id)
     published = {
         "model_name": [info.model_name],
-        "dataset": [info.dataset, *(result.dataset for result in info.results)],
+        "dataset": [info.dataset or "", *(result.dataset for result in info.results)],
+        "converted_from": [info.converted_from or ""],
         "figures": info.figures,
         "training": info.training.values(),
     }
@@ -139,7 +175,8 @@ def render_card(info: ModelCardInfo) -> ModelCard:
         `huggingface_hub.ModelCard`: The card; `card.save(path)` writes it.
 
     Raises:
-        `ValueError`: If the pooling is unknown, an id is not a valid Hub id, or an absolute path would be published.
+        `ValueError`: If the pooling is unknown, an id is not a valid Hub id, an absolute path would be published, or it
+            is not told whether the weights were trained or converted.
     """
     _check(info)
     metadata = ModelCardData(

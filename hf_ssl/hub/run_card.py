@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from transformers import SchedulerType
 from ..arguments import dataset_name
 from ..data import DATASETS, ImageData
 from ..models import get_method
+from ..models.auto import model_arguments
 from ..trainer import SSLTrainer
-from .model_card import CardResult, ModelCardInfo, render_card
+from .model_card import CardResult, ModelCardInfo, method_info, render_card
 
 
 _LIMITATIONS = """The encoder has only seen the images it was pretrained on, at the size named at the top: expect features of
 other kinds of images, or of other sizes, to be worse. It inherits whatever biases the images have. It was evaluated by
 nearest neighbors only; nothing is known about its fairness or its robustness."""
+# Options of a method that a card tells elsewhere, or that say nothing about the training.
+_NOT_SETTINGS = ("feature", "position_interpolation", "num_labels")
 
 
 def write_run_card(
@@ -49,13 +53,8 @@ def write_run_card(
     info = ModelCardInfo(
         model_name=trainer.output_dir.resolve().name,
         repo_id=trainer.hub_model_id,
-        method=method.title,
-        method_summary=method.summary,
-        paper_title=method.paper,
-        arxiv_id=method.arxiv,
-        bibtex=method.citation,
+        **method_info(method, model.config),
         backbone=_describe_backbone(arguments),
-        pooling=model.config.feature,
         dataset=dataset,
         dataset_id=dataset_id,
         num_train_images=trainer.num_train_images,
@@ -72,13 +71,12 @@ def write_run_card(
             "gradient clipping": args.max_grad_norm or "none",
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
+            **_method_settings(model.config),
         },
         results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
-        reported=method.reported,
         figures=figures,
         hardware=f"{_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
-        uses_labels="classification" in getattr(model.config, "tasks", ()),
     )
     render_card(info).save(trainer.output_dir / "README.md")
 
@@ -89,6 +87,21 @@ def _describe_backbone(arguments: dict[str, Any]) -> str:
         f"{'ViT' if family == 'vit' else family}-{size.title()} with {arguments['patch_size']}-pixel patches for "
         f"{arguments['image_size']}-pixel images"
     )
+
+
+def _method_settings(config: Any) -> dict[str, str]:
+    """The method's own options, by names and with values for readers."""
+    names = [item.name for item in fields(model_arguments(type(config))) if item.name not in _NOT_SETTINGS]
+    values = {name: getattr(config, name) for name in names}
+    return {name.replace("_", " "): _setting(value) for name, value in values.items() if value is not None}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_setting, value))
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, split: str) -> list[CardResult]:

@@ -72,6 +72,11 @@ def bare_info(**changes):
     return make_info(**(nothing | changes))
 
 
+def converted_info(**changes):
+    conversion = {"num_train_images": None, "converted_from": "last.pth", "license": "cc-by-nc-4.0"}
+    return bare_info(**({"dataset": None} | conversion | changes))
+
+
 def code_block(card):
     return re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
 
@@ -102,6 +107,11 @@ def test_metadata_round_trips(tmp_path):
         bare_info(),
         bare_info(reported=ReportedResults(**REPORTED | {"note": None})),
         bare_info(trust_remote_code=True, uses_labels=True),
+        converted_info(),
+        converted_info(
+            reported=ReportedResults(**REPORTED), conversion_notes=["It was checked.", "It is the teacher."]
+        ),
+        converted_info(license="unknown", uses_labels=True),
     ],
 )
 def test_text_is_clean(info):
@@ -164,6 +174,24 @@ def test_authors_numbers_stand_apart(make, note):
     assert "`cc-by-nc-4.0`" in paragraphs[-1] and "`apache-2.0`" in paragraphs[-1]
 
 
+@pytest.mark.parametrize("reported", [None, ReportedResults(**REPORTED)])
+def test_converted_weights_are_the_authors(reported):
+    card = render_card(converted_info(reported=reported, conversion_notes=["It was checked."]))
+    assert card.data.datasets is None and card.data.eval_results is None and card.data.license == "cc-by-nc-4.0"
+    for absent in ("from scratch", "## Training", "apache-2.0", "numbers under", "not numbers of this model"):
+        assert absent not in card.text, absent
+    assert "ViT-Tiny, pretrained without labels by the authors of\nRelViT ([" in card.text
+    assert "the authors' file `last.pth`;" in card.text and "\n\nIt was checked.\n\n" in card.text
+    assert "remain under the authors' license, `cc-by-nc-4.0`." in card.text
+    assert card.text.count("not measured by us, and which of them are numbers of this model") == (reported is not None)
+
+
+def test_unknown_license_is_said_to_be_unknown():
+    card = render_card(converted_info(license="unknown"))
+    assert card.data.license == "unknown"
+    assert "is not known to us: look it up" in card.text and "remain under" not in card.text
+
+
 @pytest.mark.parametrize("row", [("ViT-S", "71.11"), ("ViT-S", "71.11", "74.22", "80.00")])
 def test_reported_rows_have_a_cell_for_each_column(row):
     with pytest.raises(ValueError, match=f"has {len(row)} cells for 3 columns"):
@@ -207,6 +235,11 @@ def test_code_gives_the_evaluated_feature(tmp_path, monkeypatch, pooling):
         ({"figures": {"/tmp/run/curves.png": "curves"}}, "`figures` has '/tmp/run/curves.png', an absolute path"),
         ({"dataset": "C:\\photos"}, "`dataset`"),
         ({"training": {"recipe": "/home/me/recipe.yaml"}}, "`training`"),
+        ({"converted_from": "last.pth"}, "trained or converted"),
+        ({"dataset": None}, "trained or converted"),
+        ({"num_train_images": None}, "trained or converted"),
+        ({"num_train_images": None, "converted_from": "last.pth"}, "trained or converted"),
+        ({"dataset": None, "converted_from": "/home/me/last.pth"}, "`converted_from`"),
     ],
 )
 def test_errors(changes, message):

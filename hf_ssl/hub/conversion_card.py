@@ -1,0 +1,102 @@
+"""The model card of an encoder that was converted from a file of the method's authors."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import ModelCard
+
+from ..models import Method, SSLPreTrainedModel
+from .model_card import ModelCardInfo, method_info, render_card
+
+
+_LIMITATIONS = """Nothing was measured by us: neither how good the features are, nor how fair or robust the encoder is.
+Expect features of images unlike those it was trained on, or of other sizes than the one named at the top, to be worse.
+It inherits whatever biases those images have.
+
+The tensors do not tell the number of attention heads, the mean, standard deviation and crop of the processor, or those
+settings in `pretraining/config.json` that no shape depends on. These were set at conversion: compare them with the
+authors' own."""
+
+_PUBLISHED = {
+    "teacher": "the teacher, a moving average of the student",
+    "student": "the student, which was trained by gradient, and not its moving average, the teacher",
+}
+
+
+def write_conversion_card(
+    output_dir: str | Path,
+    method: Method,
+    model: SSLPreTrainedModel,
+    checkpoint: str | Path,
+    which: Literal["student", "teacher"] | None = None,
+    error: float | None = None,
+) -> ModelCard:
+    """
+    Write `README.md` into the folder of a converted model. The weights keep the license of the method's authors; where
+    that is not known, the card says so.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The folder; its name becomes the title.
+        method ([`~hf_ssl.models.Method`]):
+            The method.
+        model ([`~hf_ssl.models.SSLPreTrainedModel`]):
+            The converted model.
+        checkpoint (`str` or `Path`):
+            The authors' file. Only its name is told.
+        which (`str`, *optional*):
+            The encoder that was published, as for [`export_run`].
+        error (`float`, *optional*):
+            How far tokens of the result and of the file's own tensors differ, over the largest value, if that was
+            measured.
+
+    Returns:
+        `huggingface_hub.ModelCard`: the card that was written.
+    """
+    output_dir = Path(output_dir)
+    info = ModelCardInfo(
+        model_name=output_dir.resolve().name,
+        **method_info(method, model.config),
+        backbone=_describe_encoder(model.config.backbone_config),
+        converted_from=Path(checkpoint).name,
+        conversion_notes=_notes(model, which, error),
+        limitations=_LIMITATIONS,
+        license=method.reported.weights_license if method.reported else "unknown",
+    )
+    card = render_card(info)
+    card.save(output_dir / "README.md")
+    return card
+
+
+def _describe_encoder(config: Any) -> str:
+    return (
+        f"ViT with {config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads and "
+        f"{config.patch_size}-pixel patches for {config.image_size}-pixel images"
+    )
+
+
+def _notes(model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None, error: float | None) -> list[str]:
+    notes = []
+    if getattr(model, "teacher", None) is not None:
+        notes.append(
+            f"Of the file's two encoders, this is {_PUBLISHED[_published(model, which)]}. `pretraining/` holds both."
+        )
+    if error is not None:
+        outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
+        notes.append(
+            "The conversion was checked: for random pixels, the tokens of stock transformers from this folder and those of "
+            f"timm from the file's tensors {outcome}."
+        )
+    return notes
+
+
+def _published(model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None) -> str:
+    """The encoder that is published; unset, the method recommends one, which is recognized by its weights."""
+    if which is not None:
+        return which
+    published, student = (model.export_encoder(branch).state_dict() for branch in (None, "student"))
+    return "student" if all(torch.equal(tensor, student[name]) for name, tensor in published.items()) else "teacher"
+
+
+__all__ = ["write_conversion_card"]

@@ -1,0 +1,78 @@
+from types import SimpleNamespace
+
+import pytest
+
+from hf_ssl import PatchMixConfig, RelViTConfig
+from hf_ssl.hub import write_run_card
+
+
+def settings_of_card(output_dir, method, config):
+    """The rows of the table of settings, in a card of a run that never was."""
+    args = {"learning_rate": 5e-4, "schedule": None, "lr_scheduler_type": "cosine", "weight_decay": 0.05, "seed": 0}
+    args |= {"max_grad_norm": 0, "bf16": False, "fp16": False, "device": SimpleNamespace(type="cpu"), "world_size": 1}
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(**args),
+        model=SimpleNamespace(config=config),
+        output_dir=output_dir,
+        hub_model_id=None,
+        num_train_images=1437,
+        images_per_step=64,
+        state=SimpleNamespace(global_step=100, epoch=4.5),
+    )
+    arguments = {"method": method, "mode": "some", "recipe": "digits", "dataset": "digits", "backbone": "vit-tiny"}
+    arguments |= {"patch_size": 4, "image_size": 16}
+    data = SimpleNamespace(num_classes=None, test_name=None)
+    write_run_card(trainer, arguments, data, {"train_seconds": 60}, {})
+    table = (output_dir / "README.md").read_text().split("| setting | value |\n|---|---|\n")[1].split("\n\n")[0]
+    rows = [row.removeprefix("| ").removesuffix(" |").split(" | ") for row in table.split("\n")]
+    assert all(len(row) == 2 for row in rows)
+    names = [name for name, _ in rows]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["mode", "recipe"] and "seed" in names
+    return dict(rows[names.index("seed") + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "expected"),
+    [
+        (
+            "patchmix",
+            PatchMixConfig(use_teacher=False, teacher_momentum=0.99999995, temperature=1, mix_smoothing=1e-8),
+            {
+                "group size": "2",
+                "num local views": "8",
+                "use teacher": "no",
+                "teacher momentum": "0.99999995",
+                "ema schedule": "iter",
+                "temperature": "1",
+                "mix smoothing": "1e-08",
+                "plain smoothing": "0.1",
+                "projection dim": "256",
+                "projection hidden dim": "4096",
+                "num projector layers": "3",
+                "num predictor layers": "2",
+                "drop path rate": "0.1",
+            },
+        ),
+        (
+            "relvit",
+            RelViTConfig(tasks=["classification", "relations"], use_position_embeddings=True, num_labels=10),
+            {
+                "tasks": "classification, relations",
+                "use position embeddings": "yes",
+                "add class token to patches": "no",
+                "attention pattern": "full",
+                "drop path rate": "0",
+                "projection dropout": "0",
+                "relation label smoothing": "0",
+                "relation loss dropout": "0",
+            },
+        ),
+    ],
+)
+def test_settings_of_the_method(tmp_path, method, config, expected):
+    assert settings_of_card(tmp_path, method, config) == expected
+
+
+def test_options_that_are_set_are_told(tmp_path):
+    assert settings_of_card(tmp_path, "relvit", RelViTConfig(mega_patches=4))["mega patches"] == "4"

@@ -1,0 +1,114 @@
+"""The model card that the conversion of an official checkpoint writes."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hf_ssl.models import METHODS
+
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/fixtures/golden"
+PATCHMIX = ("patchmix", "patchmix/momentum/checkpoint.pth", 2)
+RELVIT = ("relvit", "relvit/vit/checkpoint_pl_class_key.ckpt", 4)
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+    """The script; it returns the card that it wrote, as the Hub's library reads it."""
+
+    def run(method, checkpoint, heads, *flags):
+        arguments = {"method": method, "checkpoint": GOLDEN / checkpoint, "num_attention_heads": heads}
+        arguments["output_dir"] = tmp_path / "converted"
+        argv = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+        monkeypatch.setattr(sys, "argv", ["convert.py", *argv, *flags])
+        runpy.run_path(str(ROOT / "training/convert.py"), run_name="__main__")
+        return ModelCard.load(tmp_path / "converted/README.md")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("case", "license", "encoder"),
+    [
+        (PATCHMIX, "cc-by-nc-4.0", "ViT with 2 layers of width 32, 2 heads and 4-pixel patches for 16-pixel images"),
+        (RELVIT, "unknown", "ViT with 2 layers of width 40, 4 heads and 8-pixel patches for 32-pixel images"),
+    ],
+)
+@pytest.mark.parametrize("verify", [False, True])
+def test_card(convert, capsys, tmp_path, case, license, encoder, verify):
+    card, method = convert(*case, *["--verify"] * verify), METHODS[case[0]]
+    assert card.data.license == license
+    assert card.data.library_name == "transformers" and case[0] in card.data.tags
+    assert card.data.datasets is None and card.data.eval_results is None and card.data.model_name is None
+    assert f"License of the weights: {license}." in capsys.readouterr().out
+    assert "# converted\n" in card.text and f"{encoder}, pretrained without labels by the authors of" in card.text
+    assert f"the authors' file `{Path(case[1]).name}`" in card.text
+    assert str(tmp_path) not in card.content and str(ROOT) not in card.content and "golden" not in card.content
+    assert not re.search(r"(?<![\w.:/])/\w+/", card.content), "an absolute path"
+    assert ("The conversion was checked" in card.text) == verify
+    assert "from scratch" not in card.text and "apache-2.0" not in card.content
+    assert method.citation in card.text and f"https://huggingface.co/papers/{method.arxiv}" in card.text
+    assert "has not been evaluated" in card.text and "is not recorded in" in card.text
+
+
+def test_authors_numbers(convert):
+    reported = METHODS["patchmix"].reported
+    patchmix, relvit = convert(*PATCHMIX).text, convert(*RELVIT).text
+    assert all(f"| {' | '.join(row)} |\n" in patchmix for row in reported.rows)
+    assert "not measured by us, and which of them are numbers of this model, if any, is not known" in patchmix
+    assert "remain under the authors' license, `cc-by-nc-4.0`" in patchmix
+    assert "What the authors report" not in relvit
+    assert "is not known to us: look it up" in relvit
+
+
+@pytest.mark.parametrize(
+    ("case", "flags", "expected"),
+    [
+        (PATCHMIX, [], "this is the teacher"),
+        (PATCHMIX, ["--encoder", "teacher"], "this is the teacher"),
+        (PATCHMIX, ["--encoder", "student", "--verify"], "this is the student"),
+        (("patchmix", "patchmix/no_momentum_multi_crop/checkpoint.pth", 2), [], None),
+        (RELVIT, [], None),
+    ],
+)
+def test_published_encoder_is_named(convert, case, flags, expected):
+    text = convert(*case, *flags).text
+    assert re.findall(r"Of the file's two encoders, (this is the \w+)", text) == ([expected] if expected else [])
+
+
+def test_joint_files_were_trained_with_labels(convert):
+    assert "pretrained with labels by the authors of" in convert("relvit", "relvit/vit/checkpoint_joint.pth", 4).text
+
+
+@pytest.mark.parametrize("case", [PATCHMIX, RELVIT])
+def test_code_of_the_card_runs(convert, tmp_path, monkeypatch, case):
+    code = re.search(r"```python\n(.*?)```", convert(*case).text, re.DOTALL).group(1)
+    Image.linear_gradient("L").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code.replace("path/to/this/folder", "converted"), namespace)
+    assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40}[case[0]])
+
+
+def test_difference_is_told(convert, monkeypatch):
+    from hf_ssl.models import conversion
+
+    original = conversion.reference_tokens
+    monkeypatch.setattr(conversion, "reference_tokens", lambda *args: original(*args) * (1 + 2e-6))
+    assert re.search(
+        r"timm from the file's tensors differ by at most [12]\.\de-06 of", convert(*PATCHMIX, "--verify").text
+    )
+
+
+def test_wrong_conversion_gets_no_card(convert, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_ssl.models.conversion.reference_tokens", lambda *args: torch.ones(()))
+    with pytest.raises(SystemExit, match="the conversion is wrong"):
+        convert(*PATCHMIX, "--verify")
+    assert not (tmp_path / "converted/README.md").exists()
