@@ -53,7 +53,7 @@ SETTINGS = {
         Setting("vit-small", 64, 8, 32),
     ],
     "patchmix": [
-        Setting("vit-tiny", 32, 4, 32, use_teacher=False),
+        Setting("vit-tiny", 32, 4, 64, use_teacher=False),
         Setting("vit-small", 32, 4, 32),
         Setting("vit-small", 32, 2, 8),
         Setting("vit-small", 64, 8, 16, num_local_views=4, local_size=32),
