@@ -11,7 +11,7 @@ quickstart: $(STAMP)
 		training/pretrain.py --method relvit --output_dir outputs/quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 style: $(STAMP)
 	$(BIN)/ruff check .
