@@ -6,7 +6,8 @@ as three.
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,26 @@ def vit_config_from_official(
     )
 
 
+@contextmanager
+def must_fit(path: str | Path, title: str) -> Iterator[None]:
+    """
+    What goes wrong inside, where a model is made of a file's sizes and filled with its tensors, is the file's fault.
+
+    Args:
+        path (`str` or `Path`): The file.
+        title (`str`): The method's name.
+
+    Raises:
+        [`CheckpointError`]: sizes contradict each other, tensors are missing, or the like.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{path} does not fit a {title} of the sizes read off its tensors: {error}") from error
+
+
 def check_round_trip(expected: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> None:
     """
     Every tensor of a file can be had back from the model, equal, and no other.
@@ -252,6 +273,7 @@ __all__ = [
     "CheckpointError",
     "check_round_trip",
     "load_checkpoint",
+    "must_fit",
     "reference_tokens",
     "tensors_of",
     "under",

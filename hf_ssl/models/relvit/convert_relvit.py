@@ -15,6 +15,7 @@ from ..conversion import (
     CheckpointError,
     check_round_trip,
     load_checkpoint,
+    must_fit,
     tensors_of,
     under,
     vit_config_from_official,
@@ -169,14 +170,9 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> RelViTF
         [`CheckpointError`]: the file cannot be read safely, or does not fit a RelViT to the last tensor.
     """
     state = load_official(path)
-    try:
+    with must_fit(path, "RelViT"):
         model = RelViTForPreTraining(config_from_official(state, num_attention_heads))
         model.load_state_dict(from_official(state), strict=True)
-    except CheckpointError:
-        raise
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        # Sizes that contradict each other, tensors that are missing: whatever it is, the file is at fault.
-        raise CheckpointError(f"{path} does not fit a RelViT of the sizes read off its tensors: {error}") from error
     check_round_trip({n: t for n, t in state.items() if not _UNUSED.fullmatch(n)}, to_official(model.state_dict()))
     return model.eval()
 
