@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ..data import end_workers_at_exit, start_worker
-from ..distributed import all_gather, world_size
+from ..distributed import all_gather, rank, world_size
 
 
 POOLINGS = ("class_token", "patch_mean", "pooled")
@@ -111,7 +111,7 @@ def _extract(
         raise ValueError("`dataset` is empty: there is nothing to extract features from.")
     count = math.ceil(total / world_size())  # shares are equal: the last ones wrap around
     if world_size() > 1:
-        first = dist.get_rank() * count
+        first = rank() * count
         dataset = Subset(dataset, [(first + i) % total for i in range(count)])
     end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(

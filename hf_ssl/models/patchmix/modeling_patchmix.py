@@ -272,14 +272,14 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
                 "mixed_to_mixed": unit["mixed"] @ mixed_key.T,
             }
             losses = {
-                "original": soft_cross_entropy(logits["original"], plain),
-                "mixed_to_original": soft_cross_entropy(logits["mixed_to_original"], to_images) / 2,
-                "mixed_to_mixed": soft_cross_entropy(logits["mixed_to_mixed"], to_mixed) / 2,
+                "original": F.cross_entropy(logits["original"], plain),
+                "mixed_to_original": F.cross_entropy(logits["mixed_to_original"], to_images) / 2,
+                "mixed_to_mixed": F.cross_entropy(logits["mixed_to_mixed"], to_mixed) / 2,
             }
             for name, targets in (("local", plain), ("mixed_local", to_images)):
                 if name in unit:
-                    views = unit[name].unflatten(0, (-1, batch_size))
-                    first, second = (soft_cross_entropy(views @ key.T, targets) for key in (key1, key2))
+                    of_views = targets.repeat(config.num_local_views, 1)
+                    first, second = (F.cross_entropy(unit[name] @ key.T, of_views) for key in (key1, key2))
                     losses[name] = first + second
         return losses, logits
 
@@ -299,20 +299,6 @@ class PatchMixForPreTraining(SSLPreTrainedModel):
         return self.student if which == "student" or self.teacher is None else self.teacher
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """
-    Cross-entropy with soft targets, the mean over all queries.
-
-    Args:
-        logits (`torch.Tensor` of shape `(..., batch_size, num_keys)`): Scores.
-        targets (`torch.Tensor` of shape `(batch_size, num_keys)`): Shares that sum to 1 in each row.
-
-    Returns:
-        `torch.Tensor` of shape `()`.
-    """
-    return -(targets * logits.log_softmax(-1)).sum(-1).mean()
-
-
 @torch.no_grad()
 def _accuracy(logits: Tensor) -> Tensor:
     """Share of queries whose own image is the most similar key, in [0, 1]."""
@@ -320,4 +306,4 @@ def _accuracy(logits: Tensor) -> Tensor:
     return (logits.argmax(1) == own).float().mean()
 
 
-__all__ = ["PatchMixForPreTraining", "PatchMixOutput", "soft_cross_entropy"]
+__all__ = ["PatchMixForPreTraining", "PatchMixOutput"]
