@@ -2,7 +2,7 @@
 
 [`ViTTrunk`] holds the modules of a `transformers.ViTModel` under the same names, so that its weights load into the
 stock class with `load_state_dict(strict=True)`; what it adds has no weights: stochastic depth, positions on or off,
-the position interpolation and the extra dropouts of the original methods.
+a choice of the patches that it sees, the position interpolation and the extra dropouts of the original methods.
 """
 
 from typing import Any, Literal
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer
+
+from ..views import split_patches
 
 
 PositionInterpolation = Literal["size", "scale_factor"]
@@ -144,6 +146,8 @@ class ViTTrunk(nn.Module):
             How positions are resized to other image sizes, see [`interpolate_positions`].
         projection_dropout (`float`, *optional*, defaults to 0.0):
             Dropout after the patch projection.
+        use_class_token_position (`bool`, *optional*, defaults to `True`):
+            Whether a position is added to the class token as well. Without, the first row of the table gets no gradient.
     """
 
     def __init__(
@@ -153,28 +157,46 @@ class ViTTrunk(nn.Module):
         use_position_embeddings: bool = True,
         position_interpolation: PositionInterpolation = "size",
         projection_dropout: float = 0.0,
+        use_class_token_position: bool = True,
     ):
         super().__init__()
         self.config = config
         self.drop_path_rates = stochastic_depth_rates(drop_path_rate, config.num_hidden_layers)
         self.use_position_embeddings = use_position_embeddings
+        self.use_class_token_position = use_class_token_position
         self.position_interpolation: PositionInterpolation = position_interpolation
         self.embeddings = ViTEmbeddings(config)
         self.layers = nn.ModuleList(ViTTrunkLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection_dropout = nn.Dropout(projection_dropout)
 
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """Pixels of shape `(batch_size, 3, height, width)` to tokens `(batch_size, 1 + num_patches, hidden_size)`."""
+    def embed(self, pixel_values: Tensor, patch_indices: Tensor | None = None) -> Tensor:
+        """
+        Pixels of shape `(batch_size, 3, height, width)` to tokens `(batch_size, 1 + num_patches, hidden_size)`, or of the
+        given patches only.
+        """
         patch_size: Any = self.config.patch_size
         grid = (pixel_values.shape[-2] // patch_size, pixel_values.shape[-1] // patch_size)
-        patches = self.projection_dropout(self.embeddings.patch_embeddings(pixel_values))
-        class_token = self.embeddings.cls_token.expand(len(patches), -1, -1)
-        tokens = torch.cat([class_token.to(patches.dtype), patches], dim=1)
+        if patch_indices is None:
+            patches = self.embeddings.patch_embeddings(pixel_values)
+        else:
+            # The convolution is a product with each patch: only those that are wanted are multiplied.
+            projection = self.embeddings.patch_embeddings.projection
+            pixels = split_patches(pixel_values, patch_size).flatten(2)
+            pixels = pixels.gather(1, patch_indices[..., None].expand(-1, -1, pixels.shape[-1]))
+            patches = F.linear(pixels, projection.weight.flatten(1), projection.bias)
+        patches = self.projection_dropout(patches)
+        class_token: Tensor = self.embeddings.cls_token
         if not self.use_position_embeddings:
-            return tokens
+            return self._join(class_token, patches)
         positions = interpolate_positions(self.embeddings.position_embeddings, grid, self.position_interpolation)
-        return self.embeddings.dropout(tokens + positions.to(tokens.dtype))
+        if self.use_class_token_position:
+            class_token = class_token + positions[:, :1]
+        of_patches = positions[:, 1:] if patch_indices is None else F.embedding(patch_indices, positions[0, 1:])
+        return self.embeddings.dropout(self._join(class_token, patches + of_patches.to(patches.dtype)))
+
+    def _join(self, class_token: Tensor, patches: Tensor) -> Tensor:
+        return torch.cat([class_token.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
 
     def branch_scales(self, keep: Tensor) -> Tensor:
         """
@@ -190,7 +212,11 @@ class ViTTrunk(nn.Module):
         return keep / (1 - rates)[:, None, None]
 
     def forward(
-        self, pixel_values: Tensor, attention_mask: Tensor | None = None, drop_path_keep: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        drop_path_keep: Tensor | None = None,
+        patch_indices: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -200,11 +226,14 @@ class ViTTrunk(nn.Module):
                 Added to the attention scores: 0 where a token (row) may attend to another (column), -inf elsewhere.
             drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
                 Branches that stochastic depth keeps, in training. Unset, all are kept.
+            patch_indices (`torch.Tensor` of shape `(batch_size, num_chosen)`, int64, *optional*):
+                Patches of each image that the encoder is to see, row by row from 0. Unset, it sees all.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, 1 + num_patches, hidden_size)`: tokens after the final LayerNorm.
+            `torch.Tensor` of shape `(batch_size, 1 + num_patches, hidden_size)`, or `(batch_size, 1 + num_chosen,
+            hidden_size)`: tokens after the final LayerNorm.
         """
-        tokens = self.embed(pixel_values)
+        tokens = self.embed(pixel_values, patch_indices)
         scales = None if drop_path_keep is None else self.branch_scales(drop_path_keep)
         for i, (layer, rate) in enumerate(zip(self.layers, self.drop_path_rates, strict=True)):
             tokens = layer(tokens, attention_mask, scales[i] if scales is not None and rate else None)
@@ -216,8 +245,8 @@ def publish_vit(trunk: ViTTrunk) -> ViTModel:
     The stock encoder that computes what the trunk computes in eval mode.
 
     Its pooler is the identity (linear, unit weight, zero bias), so `pooler_output` is the class token and no weight is
-    left to chance at load. A trunk trained without positions gets a table of zeros. The model is built without
-    touching the random state.
+    left to chance at load. A trunk trained without positions gets a table of zeros, and one whose class token has none gets
+    a first row of zeros. The model is built without touching the random state.
 
     Args:
         trunk ([`ViTTrunk`]): The trained encoder.
@@ -230,6 +259,8 @@ def publish_vit(trunk: ViTTrunk) -> ViTModel:
     weights = {name: tensor.detach().float().clone() for name, tensor in trunk.state_dict().items()}
     if not trunk.use_position_embeddings:
         weights["embeddings.position_embeddings"].zero_()
+    if not trunk.use_class_token_position:
+        weights["embeddings.position_embeddings"][:, 0] = 0
     device = weights["embeddings.cls_token"].device
     weights["pooler.dense.weight"] = torch.eye(config.hidden_size, device=device)
     weights["pooler.dense.bias"] = torch.zeros(config.hidden_size, device=device)
