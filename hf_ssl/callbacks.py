@@ -1,6 +1,5 @@
 """What happens around a step: what a person sees of it, and what the trainer does once for each."""
 
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -66,8 +65,7 @@ class StepCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        num_batches = len(kwargs["train_dataloader"])
-        self.trainer.begin_training(steps_per_epoch=math.ceil(num_batches / args.gradient_accumulation_steps))
+        self.trainer.begin_training()
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 
-ScheduleName = Literal["quarter_cosine", "warmup_cosine", "warmup_in_cosine"]
+ScheduleName = Literal["quarter_cosine", "warmup_cosine", "warmup_in_cosine", "warmup_under_cosine"]
 Schedule = Callable[[int], float]
 
 
@@ -105,6 +105,50 @@ def warmup_in_cosine(peak: float, end: float, num_steps: int, num_warmup_steps: 
     return value
 
 
+def warmup_under_cosine(peak: float, end: float, num_steps: int, num_warmup_steps: int) -> Schedule:
+    """
+    The learning rate of APS: the smaller one of a linear warm-up and of half a cosine wave over the whole run.
+
+    The first step has a share of the peak, and the peak itself is not reached: where the two meet, the wave has fallen.
+    The authors count in epochs, see [`per_epoch`].
+
+    Args:
+        peak (`float`): Value that the warm-up rises to, and that the wave starts from.
+        end (`float`): Value that the wave falls to; one step after the last it would be reached.
+        num_steps (`int`): Optimizer steps of the run.
+        num_warmup_steps (`int`): Optimizer steps of the warm-up.
+
+    Returns:
+        `Callable[[int], float]`: the value at each step.
+
+    Raises:
+        `ValueError`: there are no steps, or the warm-up is negative.
+    """
+    _check(num_steps, num_warmup_steps)
+    wave = cosine(peak, end, num_steps)
+
+    def value(step: int) -> float:
+        step = min(step, num_steps - 1)
+        # The authors' guard against a warm-up of no steps; it is why this is not exactly (step + 1) / num_warmup_steps.
+        return min(peak * (step + 1) / (num_warmup_steps + 1e-8), wave(step))
+
+    return value
+
+
+def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
+    """
+    A schedule that counts epochs, as one of steps: it changes when an epoch begins.
+
+    Args:
+        schedule (`Callable[[int], float]`): The value in each epoch, counted from 0.
+        steps_per_epoch (`int`): Optimizer steps of an epoch.
+
+    Returns:
+        `Callable[[int], float]`: the value at each step.
+    """
+    return lambda step: schedule(step // steps_per_epoch)
+
+
 def cosine(start: float, end: float, num_steps: int) -> Schedule:
     """
     Half a cosine wave: PatchMix's and PW-Self's weight decay (0.04 to 0.4) and teacher momentum (0.996 to 1).
@@ -178,4 +222,5 @@ SCHEDULES: dict[str, Callable[[float, float, int, int], Schedule]] = {
     "quarter_cosine": quarter_cosine,
     "warmup_cosine": warmup_cosine,
     "warmup_in_cosine": warmup_in_cosine,
+    "warmup_under_cosine": warmup_under_cosine,
 }

@@ -6,6 +6,7 @@ All private methods of Trainer that have to be overridden are overridden here; e
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -40,12 +41,12 @@ from .checkpoints import (
     read_manifest,
 )
 from .clipping import clip_per_parameter_
-from .data import AugmentedSource, EpochSampler, collate, end_workers_at_exit, start_worker
+from .data import AugmentedSource, EpochSampler, RepeatedBatches, collate, end_workers_at_exit, only, start_worker
 from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
 from .parameter_groups import parameter_groups
-from .schedules import SCHEDULES, Schedule, cosine
+from .schedules import SCHEDULES, Schedule, cosine, per_epoch
 from .stopping import EpochEndCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
 from .views import Draws, save_views
@@ -58,7 +59,7 @@ Batch = dict[str, Tensor]
 # Arguments that a run should be resumed with as it was started.
 COMPARED_ARGUMENTS = (
     *("data_seed", "gradient_accumulation_steps", "learning_rate", "weight_decay", "max_steps", "num_train_epochs"),
-    *("schedule", "warmup_steps", "final_weight_decay", "max_grad_norm"),
+    *("schedule", "schedule_unit", "warmup_steps", "final_weight_decay", "max_grad_norm"),
 )
 
 
@@ -139,6 +140,8 @@ class SSLTrainer(Trainer):
         self._schedules: dict[str, Schedule] = {}
         self._values: dict[str, float] = {}
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
+        self._repeated: RepeatedBatches | None = None
+        self._repeated_views: dict[int, Batch] = {}  # by micro-batch, where a batch is trained several steps
         self._is_writing_aside = False
         self._last_saved_step = -1
         self._fingerprint: str | None = None
@@ -299,7 +302,10 @@ class SSLTrainer(Trainer):
     # ---- data ----
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share."""
+        """
+        Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share. Where the
+        method trains a batch for several steps, it comes several times.
+        """
         args, source = self.args, self.train_dataset
         self._sampler = EpochSampler(self.num_train_images, args.seed if args.data_seed is None else args.data_seed)
         loader: DataLoader[Any] = DataLoader(
@@ -316,8 +322,17 @@ class SSLTrainer(Trainer):
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+        loader = self.accelerator.prepare(loader)
+        micro_batches, self._repeated = args.gradient_accumulation_steps, None
+        if self.model.steps_per_batch > 1:
+            self._repeated = RepeatedBatches(loader, self.model.steps_per_batch, micro_batches)
+            loader = DataLoader(self._repeated, collate_fn=only, generator=torch.Generator())
+        self._steps_per_epoch = math.ceil(len(loader) / micro_batches)
+        return loader
+
+    def num_examples(self, dataloader: DataLoader[Any]) -> int:
+        """Images of an epoch, for Trainer's own statistics; each counts as often as it is trained on."""
+        return self.num_train_images * self.model.steps_per_batch
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -330,21 +345,21 @@ class SSLTrainer(Trainer):
 
     # ---- the step ----
 
-    def begin_training(self, steps_per_epoch: int) -> None:
+    def begin_training(self) -> None:
         """Called by [`StepCallback`] before the first step: make the schedules."""
         wrapped = getattr(self.model_wrapped, "_orig_mod", self.model_wrapped)  # inside of what torch.compile made
         if isinstance(wrapped, DistributedDataParallel) and self.args.ddp_broadcast_buffers is None:
             # Buffers are the same on all processes (see SSLPreTrainedModel): no need to send them around in every step.
             wrapped.broadcast_buffers = False
-        self._steps_per_epoch = steps_per_epoch
         self._loss_log = self._new_loss_log()
+        self._repeated_views.clear()
         self._last_saved_step, self.num_skipped_steps, self.data_seconds = -1, 0, 0.0
         if self._checkpoint is not None:
             self._load_progress(self._checkpoint)
             if self.state.global_step >= self.state.max_steps:
                 self._load_rng_state(self._checkpoint)  # Trainer does so before the next step, and there is none
         num_steps = self.state.max_steps
-        self._schedules = self.model.schedules(num_steps, steps_per_epoch)
+        self._schedules = self.model.schedules(num_steps, self._steps_per_epoch)
         if self.args.final_weight_decay is not None:
             self._schedules["weight_decay"] = cosine(self.args.weight_decay, self.args.final_weight_decay, num_steps)
 
@@ -353,7 +368,10 @@ class SSLTrainer(Trainer):
 
     def begin_epoch(self) -> None:
         """Called by [`StepCallback`] before the first batch of an epoch: accelerate's wrappers may not reach the sampler."""
-        self._sampler.set_epoch(self.state.global_step // self._steps_per_epoch)
+        epoch = self.state.global_step // self._steps_per_epoch
+        self._sampler.set_epoch(epoch)
+        if self._repeated is not None:
+            self._repeated.set_epoch(epoch)
 
     def begin_step(self) -> None:
         """Called by [`StepCallback`] before the first micro-batch of an optimizer step."""
@@ -374,23 +392,34 @@ class SSLTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The views of a batch, made on the device unless a worker has made them, and the model's loss on them."""
+        """The views of a batch and the model's loss on them."""
         args, number, epoch, index = self.args, self.state.global_step, inputs["epoch"], inputs["index"]
         draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index, args.device)
-        step = Step(
-            draws, Draws.for_samples(args.seed, epoch, index, view=-1), self._values
-        )  # no view has that number
-        if self._augments_in_workers:
-            views = {name: value for name, value in inputs.items() if name not in ("epoch", "index")}
-        else:
-            views = self.views(inputs, draws)
-        outputs = model(**views, **self.model.step_inputs(step))
+        samples = Draws.for_samples(args.seed, epoch, index, view=-1)  # no view has that number
+        repetition = number % self.model.steps_per_batch
+        step = Step(draws, samples, self._values, repetition)
+        outputs = model(**self._make_views(inputs, repetition), **self.model.step_inputs(step))
         loss = outputs["loss"]
         finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
         self._micro_batch += 1
         if args.max_skipped_steps:
             loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
         return (loss, outputs) if return_outputs else loss
+
+    def _make_views(self, inputs: Batch, repetition: int) -> Batch:
+        """The views of a batch, made on the device unless a worker has made them; once, for all steps that it is trained."""
+        if self._augments_in_workers:
+            return {name: value for name, value in inputs.items() if name not in ("epoch", "index")}
+        if repetition and self._micro_batch in self._repeated_views:
+            return self._repeated_views[self._micro_batch]
+        # A run that is resumed between two repetitions makes them again, with the same draws.
+        args, first_step = self.args, self.state.global_step - repetition
+        draws = Draws.for_batch(args.seed, first_step, self._micro_batch, args.process_index, args.device)
+        self._repeated_views.pop(self._micro_batch, None)  # the last batch's, before there are others
+        views = self.views(inputs, draws)
+        if self.model.steps_per_batch > 1:
+            self._repeated_views[self._micro_batch] = views
+        return views
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         if self.args.gradient_clipping == "global":
@@ -487,9 +516,12 @@ class SSLTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         # A share of the steps is rounded down, as the originals do.
         warmup = args.warmup_steps if args.warmup_steps >= 1 else num_training_steps * args.warmup_steps
+        unit = 1 if args.schedule_unit == "step" else self._steps_per_epoch
         schedule = SCHEDULES[args.schedule](
-            args.learning_rate, args.min_learning_rate, num_training_steps, int(warmup)
+            args.learning_rate, args.min_learning_rate, math.ceil(num_training_steps / unit), int(warmup / unit)
         )
+        if unit > 1:
+            schedule = per_epoch(schedule, unit)
         self.lr_scheduler = LambdaLR(optimizer, lambda step: schedule(step) / args.learning_rate)
         self._created_lr_scheduler = True
         return self.lr_scheduler

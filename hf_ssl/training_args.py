@@ -21,6 +21,8 @@ class SSLTrainingArguments(TrainingArguments):
         schedule (`str`, *optional*):
             The method's own learning-rate schedule, a name of `hf_ssl.schedules.SCHEDULES`. Unset, `lr_scheduler_type`
             of transformers is used.
+        schedule_unit (`str`, *optional*, defaults to `"step"`):
+            What `schedule` counts: every `"step"`, or every `"epoch"`, whose steps then have one learning rate.
         min_learning_rate (`float`, *optional*, defaults to 0.0):
             Where `schedule` ends.
         weight_decay_rule (`str`, *optional*, defaults to `"matrices"`):
@@ -56,9 +58,12 @@ class SSLTrainingArguments(TrainingArguments):
     schedule: str | None = field(
         default=None,
         metadata={
-            "help": "The method's learning-rate schedule, per step; unset, --lr_scheduler_type.",
+            "help": "The method's learning-rate schedule; unset, --lr_scheduler_type.",
             "choices": list(SCHEDULES),
         },
+    )
+    schedule_unit: Literal["step", "epoch"] = field(
+        default="step", metadata={"help": "Whether --schedule changes the learning rate in every step or every epoch."}
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where --schedule ends."})
     weight_decay_rule: WeightDecayRule = field(
@@ -104,6 +109,8 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
         if self.schedule is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        if self.schedule_unit not in ("step", "epoch"):
+            raise ValueError(f"schedule_unit={self.schedule_unit!r} is unknown; use 'step' or 'epoch'.")
         rules = get_args(WeightDecayRule)
         if self.weight_decay_rule not in rules:
             raise ValueError(

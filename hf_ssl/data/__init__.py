@@ -3,6 +3,7 @@
 from .images import MAX_PIXELS, ImageError, decode_rgb, image_size
 from .loading import ImageData, load_image_data
 from .registry import DATASETS, DatasetInfo
+from .repeat import RepeatedBatches, only
 from .sampler import EpochSampler
 from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
@@ -19,6 +20,7 @@ __all__ = [
     "ImageError",
     "PhotoSource",
     "PhotoViews",
+    "RepeatedBatches",
     "TensorSource",
     "collate",
     "decode_rgb",
@@ -26,6 +28,7 @@ __all__ = [
     "image_size",
     "load_image_data",
     "make_source",
+    "only",
     "start_worker",
     "verify_images",
 ]

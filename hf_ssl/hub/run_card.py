@@ -66,7 +66,7 @@ def write_run_card(
             "epochs": round(trainer.state.epoch or 0, 2),
             "images per step": trainer.images_per_step,
             "peak learning rate": args.learning_rate,
-            "schedule": args.schedule or SchedulerType(args.lr_scheduler_type).value,
+            "schedule": _schedule(args),
             "weight decay": args.weight_decay,
             "gradient clipping": args.max_grad_norm or "none",
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
@@ -79,6 +79,11 @@ def write_run_card(
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
     render_card(info).save(trainer.output_dir / "README.md")
+
+
+def _schedule(args: Any) -> str:
+    name: str = args.schedule or SchedulerType(args.lr_scheduler_type).value
+    return f"{name}, changed once in an epoch" if args.schedule and args.schedule_unit == "epoch" else name
 
 
 def _describe_backbone(arguments: dict[str, Any]) -> str:

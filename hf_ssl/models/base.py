@@ -88,11 +88,13 @@ class Step:
         draws ([`Draws`]): One row: a function of (seed, optimizer step, micro-batch, process).
         samples ([`Draws`]): A row for each image: a function of (seed, epoch, index), whatever batch it comes in.
         values (`dict[str, float]`): Values of the schedules at this optimizer step.
+        repetition (`int`, *optional*, defaults to 0): Of the steps in a row that a batch is trained for, which one this is.
     """
 
     draws: Draws
     samples: Draws
     values: dict[str, float]
+    repetition: int = 0
 
 
 class SSLPreTrainedModel(PreTrainedModel):
@@ -132,6 +134,11 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     def freeze(self) -> None:
         """Freeze the parameters that get no gradient in this method: the teacher's, unused tables."""
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps in a row that each loaded batch is trained for; its views are made once."""
+        return 1
 
     def schedules(self, num_steps: int, steps_per_epoch: int) -> dict[str, Schedule]:
         """

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.scheduler import CosineLRScheduler
 
-from hf_ssl.schedules import SCHEDULES, cosine, linear_then_constant, quarter_cosine, warmup_cosine, warmup_in_cosine
+from hf_ssl.schedules import (
+    SCHEDULES,
+    cosine,
+    linear_then_constant,
+    per_epoch,
+    quarter_cosine,
+    warmup_cosine,
+    warmup_in_cosine,
+    warmup_under_cosine,
+)
 
 
 VALUES = st.floats(1e-6, 10)
@@ -180,18 +189,37 @@ def test_warmup_in_cosine_is_that_of_timm(num_steps, warmup, start):
     assert actual == pytest.approx(expected, rel=1e-12)
 
 
+@settings(deadline=None)
+@given(VALUES, STEPS, st.integers(0, 300))
+def test_warmup_under_cosine_laws(peak, num_steps, num_warmup_steps):
+    sequence = values(warmup_under_cosine(peak, 0.0, num_steps, num_warmup_steps), num_steps)
+    wave = values(cosine(peak, 0.0, num_steps), num_steps)
+    assert all(value <= of_wave for value, of_wave in zip(sequence, wave, strict=True))
+    first = min(1, 1 / num_warmup_steps) if num_warmup_steps else 1
+    assert sequence[0] == pytest.approx(peak * first, rel=2e-8)
+    turn = sequence.index(max(sequence))
+    assert is_monotone(sequence[: turn + 1], rising=True) and is_monotone(sequence[turn:], rising=False)
+    assert num_warmup_steps > 1 or sequence == pytest.approx(wave, rel=2e-8)
+
+
+def test_per_epoch():
+    schedule = per_epoch(cosine(1.0, 0.0, 4), 3)
+    assert values(schedule, 12) == [value for value in values(cosine(1.0, 0.0, 4), 4) for _ in range(3)]
+    assert schedule(50) == schedule(11)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_registry(name):
     """All have the signature of the learning-rate schedules, and the value of the last step after it."""
     schedule = SCHEDULES[name](1e-3, 1e-6, 100, 10)
-    assert schedule(0) == 0
+    assert schedule(0) == (pytest.approx(1e-4) if name == "warmup_under_cosine" else 0)
     assert max(values(schedule, 100)) == pytest.approx(1e-3, rel=0.03)
     assert 1e-6 < schedule(99) < 2e-5
     assert schedule(100) == schedule(10**9) == schedule(99)
 
 
 def test_errors():
-    for make in (quarter_cosine, warmup_cosine, warmup_in_cosine):
+    for make in (quarter_cosine, warmup_cosine, warmup_in_cosine, warmup_under_cosine):
         with pytest.raises(ValueError, match="num_steps=0; check --max_steps"):
             make(1.0, 0.0, 0, 0)
         with pytest.raises(ValueError, match="num_warmup_steps=-1 is negative; 0 means"):
