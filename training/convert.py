@@ -5,14 +5,19 @@ python training/convert.py --method relvit --checkpoint best.ckpt --output_dir r
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, HfArgumentParser
+from transformers import AutoModel, AutoModelForImageClassification, HfArgumentParser
 
 from hf_ssl.hub import evaluation_processor, export_run, write_conversion_card
-from hf_ssl.models import METHODS, get_method
+from hf_ssl.models import METHODS, Method, SSLPreTrainedModel, get_method
 from hf_ssl.models.conversion import reference_tokens
+
+
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 TOLERANCE = 1e-5
@@ -28,11 +33,15 @@ class ConvertArguments:
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "Heads of the attention, where the checkpoint's sizes do not tell them."}
     )
-    image_mean: list[float] = field(
-        default_factory=lambda: [0.485, 0.456, 0.406], metadata={"help": "Mean the model was trained with."}
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Mean the model was trained with; unset, the authors' for images of this size (APS pretrains at 32 "
+            "pixels with CIFAR's), or else ImageNet's."
+        },
     )
-    image_std: list[float] = field(
-        default_factory=lambda: [0.229, 0.224, 0.225], metadata={"help": "Standard deviation it was trained with."}
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation it was trained with; unset, as --image_mean."}
     )
     eval_crop_ratio: float | None = field(
         default=None,
@@ -47,50 +56,71 @@ class ConvertArguments:
     verify: bool = field(
         default=False,
         metadata={
-            "help": "Compute tokens with the result, and with the file's own tensors in timm; stop if they differ."
+            "help": "Compute tokens (of a classifier, logits) with the result, and with the file's own tensors in timm; stop "
+            "if they differ."
         },
     )
 
 
-def verify(encoder_dir: str, official: dict[str, Tensor]) -> float:
+@torch.no_grad()
+def verify(folder: str, official: dict[str, Tensor], layer_norm_eps: float) -> float:
     """
     Compute tokens twice: with the folder that was written, by stock transformers; and with the tensors of the authors' file,
-    by timm.
+    by timm. Of a classifier, logits.
 
     Args:
-        encoder_dir (`str`): The folder.
-        official (`dict[str, torch.Tensor]`): The encoder's tensors in the file, under the names of timm's ViT.
+        folder (`str`): The folder.
+        official (`dict[str, torch.Tensor]`): The encoder's tensors in the file, under the names of timm's ViT, and those of
+            a classifier (`head.weight`, `head.bias`), if it is one.
+        layer_norm_eps (`float`): Epsilon of the LayerNorms.
 
     Returns:
         `float`: the largest difference, over the largest value.
     """
-    encoder = AutoModel.from_pretrained(encoder_dir)
-    size = encoder.config.image_size
+    head = {name: official.pop(f"head.{name}") for name in ("weight", "bias") if f"head.{name}" in official}
+    model = (AutoModelForImageClassification if head else AutoModel).from_pretrained(folder)
+    size, heads = model.config.image_size, model.config.num_attention_heads
     pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = reference_tokens(official, encoder.config.num_attention_heads, pixel_values)
-    with torch.no_grad():
-        tokens = encoder(pixel_values).last_hidden_state
-    return ((tokens - expected).abs().max() / expected.abs().max()).item()
+    expected, output = reference_tokens(official, heads, layer_norm_eps, pixel_values), model(pixel_values)
+    actual = output.logits if head else output.last_hidden_state
+    expected = F.linear(expected[:, 0], **head) if head else expected
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def make_processor(args: ConvertArguments, method: Method, model: Any) -> Any:
+    """The evaluation transform; what the arguments leave open is as the authors have it."""
+    pretrained = isinstance(model, SSLPreTrainedModel)
+    size = (model.config.backbone_config if pretrained else model.config).image_size
+    mean, std = method.image_statistics.get(size, IMAGENET) if pretrained else IMAGENET
+    return evaluation_processor(
+        size,
+        mean if args.image_mean is None else args.image_mean,
+        std if args.image_std is None else args.image_std,
+        method.eval_crop_ratio if args.eval_crop_ratio is None else args.eval_crop_ratio,
+        method.eval_interpolation,
+    )
 
 
 def main() -> None:
     (args,) = HfArgumentParser(ConvertArguments).parse_args_into_dataclasses()
     method, which = get_method(args.method), None if args.encoder == "auto" else args.encoder
     model = method.convert(args.checkpoint, args.num_attention_heads)
-    processor = evaluation_processor(
-        model.config.backbone_config.image_size,
-        args.image_mean,
-        args.image_std,
-        method.eval_crop_ratio if args.eval_crop_ratio is None else args.eval_crop_ratio,
-        method.eval_interpolation,
-    )
-    export_run(model, processor, args.output_dir, which)
-    print(f"{args.output_dir} holds the encoder and, in pretraining/, the whole model; every tensor was carried over.")
+    processor = make_processor(args, method, model)
+    if isinstance(model, SSLPreTrainedModel):
+        export_run(model, processor, args.output_dir, which)
+        content, compared = "the encoder and, in pretraining/, the whole model", "Tokens"
+        eps = method.backbone_overrides["layer_norm_eps"]
+    else:
+        model.save_pretrained(args.output_dir)
+        processor.save_pretrained(args.output_dir)
+        content, compared = "the classifier", "Logits"
+        eps = model.config.layer_norm_eps
+    print(f"{args.output_dir} holds {content}; every tensor was carried over.")
     error = None
     if args.verify:
-        error = verify(args.output_dir, method.official_encoder(args.checkpoint, which))
+        error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), eps)
         print(
-            f"Tokens of stock transformers from {args.output_dir} and of timm from the file differ by {error:.1e} of "
+            f"{compared} of stock transformers from {args.output_dir} and of timm from the file differ by {error:.1e} of "
             "the largest."
         )
         if not error < TOLERANCE:

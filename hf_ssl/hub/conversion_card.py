@@ -5,18 +5,19 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 
 from ..models import Method, SSLPreTrainedModel
 from .model_card import ModelCardInfo, method_info, render_card
 
 
-_LIMITATIONS = """Nothing was measured by us: neither how good the features are, nor how fair or robust the encoder is.
-Expect features of images unlike those it was trained on, or of other sizes than the one named at the top, to be worse.
+_LIMITATIONS = """Nothing was measured by us: neither how good the model is, nor how fair or robust.
+Expect it to be worse for images unlike those it was trained on, or of other sizes than the one named at the top.
 It inherits whatever biases those images have.
 
-The tensors do not tell the number of attention heads, the mean, standard deviation and crop of the processor, or those
-settings in `pretraining/config.json` that no shape depends on. These were set at conversion: compare them with the
-authors' own."""
+The tensors do not tell the number of attention heads, the epsilon of the LayerNorms, the mean, standard deviation and crop of
+the processor, or settings that no shape depends on. These were set at conversion, as the authors have them where that is
+known: compare them with theirs."""
 
 _PUBLISHED = {
     "teacher": "the teacher, a moving average of the student",
@@ -27,7 +28,7 @@ _PUBLISHED = {
 def write_conversion_card(
     output_dir: str | Path,
     method: Method,
-    model: SSLPreTrainedModel,
+    model: PreTrainedModel,
     checkpoint: str | Path,
     which: Literal["student", "teacher"] | None = None,
     error: float | None = None,
@@ -41,24 +42,27 @@ def write_conversion_card(
             The folder; its name becomes the title.
         method ([`~hf_ssl.models.Method`]):
             The method.
-        model ([`~hf_ssl.models.SSLPreTrainedModel`]):
+        model ([`~hf_ssl.models.SSLPreTrainedModel`] or `transformers.ViTForImageClassification`):
             The converted model.
         checkpoint (`str` or `Path`):
             The authors' file. Only its name is told.
         which (`str`, *optional*):
             The encoder that was published, as for [`export_run`].
         error (`float`, *optional*):
-            How far tokens of the result and of the file's own tensors differ, over the largest value, if that was
-            measured.
+            How far tokens (of a classifier, logits) of the result and of the file's own tensors differ, over the largest
+            value, if that was measured.
 
     Returns:
         `huggingface_hub.ModelCard`: the card that was written.
     """
     output_dir = Path(output_dir)
+    is_classifier = not isinstance(model, SSLPreTrainedModel)
+    config: Any = method.config_class(backbone_config=model.config) if is_classifier else model.config
     info = ModelCardInfo(
         model_name=output_dir.resolve().name,
-        **method_info(method, model.config),
-        backbone=_describe_encoder(model.config.backbone_config),
+        **method_info(method, config),
+        backbone=_describe_encoder(config.backbone_config),
+        num_classes=model.config.num_labels if is_classifier else None,
         converted_from=Path(checkpoint).name,
         conversion_notes=_notes(model, which, error),
         limitations=_LIMITATIONS,
@@ -76,17 +80,18 @@ def _describe_encoder(config: Any) -> str:
     )
 
 
-def _notes(model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None, error: float | None) -> list[str]:
+def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, error: float | None) -> list[str]:
     notes = []
-    if getattr(model, "teacher", None) is not None:
+    compared = "tokens" if isinstance(model, SSLPreTrainedModel) else "logits"
+    if isinstance(model, SSLPreTrainedModel) and getattr(model, "teacher", None) is not None:
         notes.append(
             f"Of the file's two encoders, this is {_PUBLISHED[_published(model, which)]}. `pretraining/` holds both."
         )
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         notes.append(
-            "The conversion was checked: for random pixels, the tokens of stock transformers from this folder and those of "
-            f"timm from the file's tensors {outcome}."
+            f"The conversion was checked: for random pixels, the {compared} of stock transformers from this folder and those "
+            f"of timm from the file's tensors {outcome}."
         )
     return notes
 

@@ -73,6 +73,8 @@ class ModelCardInfo:
         converted_from (`str`, *optional*):
             Name of the file of the method's authors that the weights were converted from. Such a card says so in the
             place of its training section.
+        num_classes (`int`, *optional*):
+            Classes of a classifier that was converted; unset, the model is an encoder.
         conversion_notes (`Sequence[str]`, *optional*): What else is to be said about the conversion, in sentences.
         limitations (`str`): What the model is not good for, in Markdown.
         training (`Mapping[str, Any]`, *optional*): Settings by name: steps, batch size, learning rate, …
@@ -102,6 +104,7 @@ class ModelCardInfo:
     dataset_id: str | None = None
     num_train_images: int | None = None
     converted_from: str | None = None
+    num_classes: int | None = None
     conversion_notes: Sequence[str] = ()
     limitations: str
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -184,7 +187,7 @@ def render_card(info: ModelCardInfo) -> ModelCard:
         model_name=info.model_name if info.results else None,
         license=info.license,
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="image-classification" if info.num_classes else "image-feature-extraction",
         tags=["hf_ssl", "self-supervised-learning", info.method.lower()],
         datasets=[info.dataset_id] if info.dataset_id else None,
         eval_results=[

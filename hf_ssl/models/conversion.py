@@ -36,7 +36,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be converted; the message says why and what would help."""
 
 
-def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = ()) -> Any:
+class StandIn:
+    """In the place of an object whose class is not to be trusted: its attributes, and nothing that runs."""
+
+    def __new__(cls, *args: Any) -> "StandIn":
+        return super().__new__(cls)
+
+
+def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = (), use_stand_ins: bool = False) -> Any:
     """
     Read a file of `torch.save` without running any code that it may contain.
 
@@ -44,6 +51,8 @@ def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = ()) -> Any:
         path (`str` or `Path`): The file.
         safe_globals (`Iterable`, *optional*): Names in the file that are needed to read it and do no harm, as for
             `torch.serialization.safe_globals`.
+        use_stand_ins (`bool`, *optional*, defaults to `False`): Put a [`StandIn`] in the place of every object that is not
+            a tensor, a number, a string or a container; otherwise such files are refused.
 
     Returns:
         `Any`: its content, with tensors on the CPU.
@@ -52,7 +61,11 @@ def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = ()) -> Any:
         [`CheckpointError`]: the file is missing, damaged, or holds unexpected objects.
     """
     try:
-        with torch.serialization.safe_globals(list(safe_globals)):
+        allowed = list(safe_globals)
+        if use_stand_ins:
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            allowed += [(type("StandIn", (StandIn,), {}), name) for name in unknown]
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint file at {path}.") from error
@@ -78,6 +91,35 @@ def tensors_of(state: Any, path: str | Path) -> State:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise CheckpointError(f"{path} has no `state_dict` of tensors, as the authors' checkpoints do.")
     return state
+
+
+def module_tensors(module: Any, path: str | Path) -> State:
+    """
+    The parameters and buffers of a module that was pickled whole, as its `state_dict` would name them.
+
+    Args:
+        module ([`StandIn`]): What [`load_checkpoint`] put in its place.
+        path (`str` or `Path`): The file; for messages.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the tensors.
+
+    Raises:
+        [`CheckpointError`]: it is no module.
+    """
+    tensors: State = {}
+    waiting, seen = [("", module)], set()
+    while waiting:
+        prefix, part = waiting.pop()
+        members: list[Any] = [getattr(part, kind, None) for kind in ("_parameters", "_buffers", "_modules")]
+        if id(part) in seen or not isinstance(part, StandIn) or not all(isinstance(kind, dict) for kind in members):
+            raise CheckpointError(f"{path} holds an object that is no module, or only a part of one.")
+        seen.add(id(part))
+        parameters, buffers, modules = members
+        own = {f"{prefix}{name}": tensor for name, tensor in (parameters | buffers).items() if tensor is not None}
+        tensors |= tensors_of({name: getattr(tensor, "data", tensor) for name, tensor in own.items()}, path)
+        waiting += [(f"{prefix}{name}.", child) for name, child in modules.items() if child is not None]
+    return tensors
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> State:
@@ -152,7 +194,10 @@ def vit_to_official(state: Mapping[str, Tensor]) -> State:
 
 
 def vit_config_from_official(
-    state: Mapping[str, Tensor], num_attention_heads: int | None, official_heads: Mapping[int, int] | None = None
+    state: Mapping[str, Tensor],
+    num_attention_heads: int | None,
+    official_heads: Mapping[int, int] | None = None,
+    layer_norm_eps: float = 1e-6,
 ) -> ViTConfig:
     """
     Read the architecture off the shapes of a ViT.
@@ -164,9 +209,11 @@ def vit_config_from_official(
             Heads of the attention, which no shape tells.
         official_heads (`Mapping[int, int]`, *optional*):
             What they are by width in the authors' models; unset, width / 64.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the LayerNorms, which no shape tells either.
 
     Returns:
-        `transformers.ViTConfig`: with epsilon 1e-6 in the LayerNorms, and with an identity pooler.
+        `transformers.ViTConfig`: with an identity pooler.
 
     Raises:
         [`CheckpointError`]: there is no ViT, or the heads cannot be told.
@@ -192,7 +239,8 @@ def vit_config_from_official(
         intermediate_size=len(state["blocks.0.mlp.fc1.weight"]),
         image_size=patch_size * round((state["pos_embed"].shape[1] - 1) ** 0.5),
         patch_size=patch_size,
-        layer_norm_eps=1e-6,
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        layer_norm_eps=layer_norm_eps,
         pooler_act="linear",
     )
 
@@ -204,7 +252,7 @@ def must_fit(path: str | Path, title: str) -> Iterator[None]:
 
     Args:
         path (`str` or `Path`): The file.
-        title (`str`): The method's name.
+        title (`str`): The method, with its article.
 
     Raises:
         [`CheckpointError`]: sizes contradict each other, tensors are missing, or the like.
@@ -214,7 +262,7 @@ def must_fit(path: str | Path, title: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{path} does not fit a {title} of the sizes read off its tensors: {error}") from error
+        raise CheckpointError(f"{path} does not fit {title} of the sizes read off its tensors: {error}") from error
 
 
 def check_round_trip(expected: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> None:
@@ -241,13 +289,16 @@ def _equal(restored: Tensor, tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def reference_tokens(state: Mapping[str, Tensor], num_attention_heads: int, pixel_values: Tensor) -> Tensor:
+def reference_tokens(
+    state: Mapping[str, Tensor], num_attention_heads: int, layer_norm_eps: float, pixel_values: Tensor
+) -> Tensor:
     """
     The tokens that timm's ViT computes with the tensors of an official checkpoint, as they stand in the file.
 
     Args:
         state (`Mapping[str, torch.Tensor]`): The encoder's tensors, under the names of timm.
         num_attention_heads (`int`): Heads of the attention.
+        layer_norm_eps (`float`): Epsilon of the LayerNorms.
         pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images of the native size.
 
     Returns:
@@ -262,7 +313,8 @@ def reference_tokens(state: Mapping[str, Tensor], num_attention_heads: int, pixe
         depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
         num_heads=num_attention_heads,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        norm_layer=partial(nn.LayerNorm, eps=layer_norm_eps),
     )
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
     tokens: Tensor = model.eval().forward_features(pixel_values)
@@ -271,8 +323,10 @@ def reference_tokens(state: Mapping[str, Tensor], num_attention_heads: int, pixe
 
 __all__ = [
     "CheckpointError",
+    "StandIn",
     "check_round_trip",
     "load_checkpoint",
+    "module_tensors",
     "must_fit",
     "reference_tokens",
     "tensors_of",

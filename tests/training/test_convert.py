@@ -1,5 +1,6 @@
 """The model card that the conversion of an official checkpoint writes."""
 
+import json
 import re
 import runpy
 import sys
@@ -16,6 +17,8 @@ from hf_ssl.models import METHODS
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/fixtures/golden"
 PATCHMIX = ("patchmix", "patchmix/momentum/checkpoint.pth", 2)
+APS = ("aps", "aps/square/checkpoint.pth", 2)
+CLASSIFIER = ("aps", "aps/square/finetuned_module_OFFICIAL_PICKLE.pth", 2)
 RELVIT = ("relvit", "relvit/vit/checkpoint_pl_class_key.ckpt", 4)
 
 
@@ -39,6 +42,7 @@ def convert(tmp_path, monkeypatch):
     [
         (PATCHMIX, "cc-by-nc-4.0", "ViT with 2 layers of width 32, 2 heads and 4-pixel patches for 16-pixel images"),
         (RELVIT, "unknown", "ViT with 2 layers of width 40, 4 heads and 8-pixel patches for 32-pixel images"),
+        (APS, "cc-by-nc-4.0", "ViT with 2 layers of width 32, 2 heads and 2-pixel patches for 16-pixel images"),
     ],
 )
 @pytest.mark.parametrize("verify", [False, True])
@@ -76,6 +80,8 @@ def test_authors_numbers(convert):
         (PATCHMIX, ["--encoder", "student", "--verify"], "this is the student"),
         (("patchmix", "patchmix/no_momentum_multi_crop/checkpoint.pth", 2), [], None),
         (RELVIT, [], None),
+        (APS, ["--verify"], None),
+        (CLASSIFIER, ["--verify"], None),
     ],
 )
 def test_published_encoder_is_named(convert, case, flags, expected):
@@ -87,14 +93,34 @@ def test_joint_files_were_trained_with_labels(convert):
     assert "pretrained with labels by the authors of" in convert("relvit", "relvit/vit/checkpoint_joint.pth", 4).text
 
 
-@pytest.mark.parametrize("case", [PATCHMIX, RELVIT])
+@pytest.mark.parametrize("case", [PATCHMIX, RELVIT, APS])
 def test_code_of_the_card_runs(convert, tmp_path, monkeypatch, case):
     code = re.search(r"```python\n(.*?)```", convert(*case).text, re.DOTALL).group(1)
     Image.linear_gradient("L").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     namespace = {}
     exec(code.replace("path/to/this/folder", "converted"), namespace)
-    assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40}[case[0]])
+    assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40, "aps": 32}[case[0]])
+
+
+def test_classifier(convert, capsys, tmp_path, monkeypatch):
+    """Of a fine-tuned file: what its card says, and the code in it."""
+    card = convert(*CLASSIFIER, "--verify")
+    assert card.data.pipeline_tag == "image-classification" and card.data.license == "cc-by-nc-4.0"
+    assert "pretrained without labels and then fine-tuned for classification by the authors of" in card.text
+    assert "which of 5 classes" in card.text and "The feature is" not in card.text and "pretraining/" not in card.text
+    assert "the logits of stock transformers" in card.text
+    assert "holds the classifier; every tensor was carried over" in capsys.readouterr().out
+    assert not (tmp_path / "converted/pretraining").exists()
+    processor = json.loads((tmp_path / "converted/preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.485, 0.456, 0.406], "fine-tuned with ImageNet's, at any size"
+    code = re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(code.replace("path/to/this/folder", "converted"), namespace)
+    predictions = namespace["predictions"]
+    assert len(predictions) == 5 and sum(p["score"] for p in predictions) == pytest.approx(1)
 
 
 def test_difference_is_told(convert, monkeypatch):

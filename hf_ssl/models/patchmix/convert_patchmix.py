@@ -174,7 +174,7 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> PatchMi
         [`CheckpointError`]: the file cannot be read safely, or does not fit a PatchMix to the last tensor.
     """
     state = load_official(path)
-    with must_fit(path, "PatchMix"):
+    with must_fit(path, "a PatchMix"):
         model = PatchMixForPreTraining(config_from_official(state, num_attention_heads))
         model.load_state_dict(from_official(state), strict=True)
     check_round_trip(state, to_official(model.state_dict()))

@@ -170,7 +170,7 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> RelViTF
         [`CheckpointError`]: the file cannot be read safely, or does not fit a RelViT to the last tensor.
     """
     state = load_official(path)
-    with must_fit(path, "RelViT"):
+    with must_fit(path, "a RelViT"):
         model = RelViTForPreTraining(config_from_official(state, num_attention_heads))
         model.load_state_dict(from_official(state), strict=True)
     check_round_trip({n: t for n, t in state.items() if not _UNUSED.fullmatch(n)}, to_official(model.state_dict()))
