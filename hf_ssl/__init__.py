@@ -2,6 +2,8 @@
 
 from .models import (
     METHODS,
+    APSConfig,
+    APSForPreTraining,
     PatchMixConfig,
     PatchMixForPreTraining,
     RelViTConfig,
@@ -10,12 +12,15 @@ from .models import (
     SSLPreTrainedModel,
     get_method,
     mix_patches,
+    sample_patches,
 )
 
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "APSConfig",
+    "APSForPreTraining",
     "METHODS",
     "PatchMixConfig",
     "PatchMixForPreTraining",
@@ -25,4 +30,5 @@ __all__ = [
     "SSLPreTrainedModel",
     "get_method",
     "mix_patches",
+    "sample_patches",
 ]

@@ -383,6 +383,7 @@ def plot_views(
     boxes: Tensor,
     names: Sequence[str],
     title: str,
+    without_box: str = "made of several images",
 ) -> None:
     """
     Draws, one row per image, the source with the boxes of its views, and the views. If rows are short, the sheet has
@@ -393,9 +394,10 @@ def plot_views(
         sources (`Sequence[torch.Tensor]`): `B` uint8 images of shape `(3, height, width)`, of any sizes.
         views (`Sequence[torch.Tensor]`): `V` views of all images, each uint8 of shape `(B, 3, side, side)`.
         boxes (`torch.Tensor` of shape `(B, U, 5)`, int64): Where the first `U` views lie in sources, see
-            [`hf_ssl.views.boxes`]. Views after them are made of several sources, and have no box.
+            [`hf_ssl.views.boxes`]. Views after them have no box.
         names (`Sequence[str]`): `V` names, such as `["global 1", "global 2"]`.
         title (`str`): A line above all.
+        without_box (`str`, *optional*, defaults to `"made of several images"`): What views without a box are.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -425,7 +427,7 @@ def plot_views(
     axes.text(sheet.margin, 0.3, title, fontsize=11)
     notes = ["↔ mirrored left to right"] * bool(boxes[..., 4].any())
     notes += ["hatched: outside of the source"] * (overhang > 0)
-    notes += ["without a box: made of several images"] * (boxes.shape[1] < len(views))
+    notes += [f"without a box: {without_box}"] * (boxes.shape[1] < len(views))
     axes.text(sheet.margin, sheet.bottom, "    ".join(notes), fontsize=9, color=GRAY, va="top")
     # After the images, which set limits of their own.
     axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))

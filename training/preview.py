@@ -4,8 +4,9 @@
     python training/preview.py --method relvit --recipe cifar10 --dataset cifar10 --num_images 12 --epoch 3
 
 It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run. Boxes that the images of
-a batch share are those of the first step, and images that are mixed are mixed with others of those that are shown. Like a run
-it opens all images first: their sizes decide how they are read.
+a batch share are those of the first step, and images that are mixed are mixed with others of those that are shown. Where an
+encoder is shown some patches of a view only, the others are blank. Like a run it opens all images first: their sizes decide
+how they are read.
 """
 
 from dataclasses import dataclass, field
@@ -114,6 +115,9 @@ def main() -> None:
     batch: Any = source.__getitems__([(args.epoch, row) for row in rows])
     sources = [on_canvas(source[row]["image"], getattr(views, "canvas", None)) for row in rows]
     outputs = views(batch, Draws.for_batch(training_args.seed, step=0))
+    shows_patches = hasattr(views, "pictures")
+    if shows_patches:
+        outputs |= views.pictures(outputs)
     shown = image_views(outputs, views_config.image_mean, views_config.image_std)
     title = f"{method.title} ({args.mode}) on {dataset_name(args.dataset)}, epoch {args.epoch}"
     plot_views(
@@ -123,6 +127,7 @@ def main() -> None:
         boxes=view_boxes(views, batch, outputs, sources),
         names=list(shown),
         title=title,
+        without_box="the patches that the encoder sees, step by step" if shows_patches else "made of several images",
     )
     print(f"{args.output}\n{title}: {describe(sources, shown, len(source))}")
 

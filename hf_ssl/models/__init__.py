@@ -1,5 +1,6 @@
 """The methods; importing this package registers them with the Auto classes of transformers."""
 
+from .aps import APSConfig, APSForPreTraining, sample_patches
 from .auto import METHODS, Method, get_method
 from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, mix_patches
@@ -7,6 +8,8 @@ from .relvit import RelViTConfig, RelViTForPreTraining
 
 
 __all__ = [
+    "APSConfig",
+    "APSForPreTraining",
     "METHODS",
     "Method",
     "PatchMixConfig",
@@ -19,4 +22,5 @@ __all__ = [
     "Step",
     "get_method",
     "mix_patches",
+    "sample_patches",
 ]

@@ -6,9 +6,10 @@ from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedModel
 
 from ..help import help_from_docstring
+from .aps import APSConfig, APSForPreTraining, APSViews, APSViewsConfig, convert_aps
 from .base import SSLConfig, SSLPreTrainedModel
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, PatchMixViews, PatchMixViewsConfig, convert_patchmix
 from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig, convert_relvit
@@ -25,7 +26,7 @@ class Method:
         model_class (`type`): Its [`SSLPreTrainedModel`].
         views_class (`type`): Turns a batch of images into the model's inputs.
         views_config_class (`type`): Dataclass of the options of the views.
-        convert (`Callable`): Official checkpoint to model.
+        convert (`Callable`): Official checkpoint to model; of a fine-tuned one to a classifier of stock transformers.
         official_encoder (`Callable`): Official checkpoint to the encoder's tensors, under the names of timm's ViT.
         backbone_overrides (`dict`): What the method fixes in the configuration of a ViT.
         title (`str`): Name for people.
@@ -36,6 +37,8 @@ class Method:
         attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
         eval_crop_ratio (`float`, *optional*): Crop of the authors' evaluation, see [`~hf_ssl.hub.evaluation_processor`].
         eval_interpolation (`str`, *optional*, defaults to `"bilinear"`): How it resizes, or `"bicubic"`.
+        image_statistics (`dict[int, tuple[list[float], list[float]]]`, *optional*): Mean and standard deviation that the
+            authors pretrained with, by image size, where they are not ImageNet's.
         reported ([`ReportedResults`], *optional*): What the authors report.
     """
 
@@ -43,7 +46,7 @@ class Method:
     model_class: type[SSLPreTrainedModel]
     views_class: type
     views_config_class: type
-    convert: Callable[..., SSLPreTrainedModel]
+    convert: Callable[..., PreTrainedModel]
     official_encoder: Callable[..., dict[str, Tensor]]
     backbone_overrides: dict[str, Any]
     title: str
@@ -54,6 +57,7 @@ class Method:
     attention_heads: dict[str, int] = field(default_factory=dict)
     eval_crop_ratio: float | None = None
     eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    image_statistics: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict)
     reported: ReportedResults | None = None
 
 
@@ -122,6 +126,55 @@ METHODS: dict[str, Method] = {
                 "79.3 / 84.3) and CIFAR-100 (ViT-S 72.8 / 78.3 / 85.6, ViT-B 73.4 / 79.7 / 86.0). The authors' kNN works on "
                 "a random projection of the class token to 1,000 numbers, and their linear and fine-tuned numbers are the "
                 "best of all epochs on the images that they are measured on."
+            ),
+            weights_license="cc-by-nc-4.0",
+        ),
+    ),
+    "aps": Method(
+        config_class=APSConfig,
+        model_class=APSForPreTraining,
+        views_class=APSViews,
+        views_config_class=APSViewsConfig,
+        convert=convert_aps.convert,
+        official_encoder=convert_aps.official_encoder,
+        backbone_overrides={"layer_norm_eps": 1e-5, "qkv_bias": False},
+        image_statistics={32: ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])},  # CIFAR
+        title="APS",
+        summary=(
+            "Two views of an image learn to be alike while the encoder sees a quarter of each, of patches that have little "
+            "in common."
+        ),
+        paper="Asymmetric Patch Sampling for Contrastive Learning",
+        arxiv="2306.02854",
+        citation="""@article{shen2023asymmetric,
+  title   = {Asymmetric Patch Sampling for Contrastive Learning},
+  author  = {Shen, Chengchao and Chen, Jianzhong and Wang, Shu and Kuang, Hulin and Liu, Jin and Wang, Jianxin},
+  journal = {arXiv preprint arXiv:2306.02854},
+  year    = {2023}
+}""",
+        reported=ReportedResults(
+            columns=("data, encoder", "fine-tuned top-1 (%)"),
+            rows=(
+                ("CIFAR-10, ViT-T/2, 1600 epochs", "97.2"),
+                ("CIFAR-10, ViT-S/2, 1600 epochs", "98.1"),
+                ("CIFAR-10, ViT-B/2, 1600 epochs", "98.2"),
+                ("CIFAR-10, ViT-T/2, 3200 epochs", "97.5"),
+                ("CIFAR-10, ViT-S/2, 3200 epochs", "98.2"),
+                ("CIFAR-10, ViT-B/2, 3200 epochs", "98.3"),
+                ("CIFAR-100, ViT-T/2, 1600 epochs", "83.4"),
+                ("CIFAR-100, ViT-S/2, 1600 epochs", "84.9"),
+                ("CIFAR-100, ViT-B/2, 1600 epochs", "85.9"),
+                ("CIFAR-100, ViT-T/2, 3200 epochs", "83.4"),
+                ("CIFAR-100, ViT-S/2, 3200 epochs", "85.3"),
+                ("CIFAR-100, ViT-B/2, 3200 epochs", "86.0"),
+                ("ImageNet-1K, ViT-S/16, 300 epochs", "82.1"),
+                ("ImageNet-1K, ViT-B/16, 300 epochs", "84.2"),
+            ),
+            source="the README of the [authors' repository](https://github.com/visresearch/aps)",
+            note=(
+                "Models were pretrained and then fine-tuned for 100 epochs on the same data. The numbers on CIFAR are, by "
+                "the authors' code, the best of all epochs on the images that they are measured on; no code for ImageNet "
+                "was released. The authors report neither kNN nor linear probes."
             ),
             weights_license="cc-by-nc-4.0",
         ),

@@ -37,6 +37,7 @@ def checkpoints(folder):
         ("trunk", flushing, ["checkpoint-4"]),
         ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
         ("patchmix", after_optimizer, ["checkpoint-4"]),
+        ("aps", step_begin, ["checkpoint-6"]),  # in the middle of the steps of a batch
     ],
 )
 def test_kill(tmp_path, whole, setting, place, left):
@@ -52,6 +53,7 @@ def test_kill(tmp_path, whole, setting, place, left):
     ("setting", "place", "action", "step"),
     [
         ("trunk", step_begin, interrupt, 9),
+        ("aps", step_begin, interrupt, 9),
         ("stock", after_optimizer, terminate, 8),
         ("trunk bf16", in_monitor, terminate, 8),
         ("stock fp32", step_end, interrupt, 8),

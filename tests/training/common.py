@@ -6,8 +6,16 @@ from typing import Any
 import torch
 from transformers import ViTConfig
 
-from hf_ssl import PatchMixConfig, PatchMixForPreTraining, RelViTConfig, RelViTForPreTraining
+from hf_ssl import (
+    APSConfig,
+    APSForPreTraining,
+    PatchMixConfig,
+    PatchMixForPreTraining,
+    RelViTConfig,
+    RelViTForPreTraining,
+)
 from hf_ssl.data import TensorSource
+from hf_ssl.models.aps import APSViews, APSViewsConfig
 from hf_ssl.models.patchmix import PatchMixViews, PatchMixViewsConfig
 from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
 from hf_ssl.trainer import SSLTrainer
@@ -54,6 +62,15 @@ def make_patchmix(**overrides: Any) -> PatchMixForPreTraining:
     return PatchMixForPreTraining(PatchMixConfig(backbone_config=make_backbone(), **{**small, **overrides}))
 
 
+def make_aps(**overrides: Any) -> APSForPreTraining:
+    """APS as the authors have it, but small: four of 16 patches, four steps a batch."""
+    torch.manual_seed(0)
+    backbone = make_backbone(qkv_bias=False, layer_norm_eps=1e-5)
+    return APSForPreTraining(
+        APSConfig(backbone_config=backbone, **{"projection_dim": 8, "projection_hidden_dim": 16, **overrides})
+    )
+
+
 def make_trainer(
     output_dir: Any,
     model: Any = None,
@@ -80,6 +97,8 @@ def make_trainer(
         views = ToyViews(training_args.seed)
     elif views is None and isinstance(model, PatchMixForPreTraining):
         views = PatchMixViews(PatchMixViewsConfig(local=View(size=8, blur=0.5)), model.config, training_args.seed)
+    elif views is None and isinstance(model, APSForPreTraining):
+        views = APSViews(APSViewsConfig(), model.config, training_args.seed)
     elif views is None:
         views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
     return SSLTrainer(model, training_args, TensorSource(images), views, monitor)

@@ -161,6 +161,26 @@ def test_bad_photos(photos, tmp_path, monkeypatch):
     assert results_of(tmp_path / "run")["num_train_images"] == 36
 
 
+def test_aps(photos, tmp_path, monkeypatch):
+    """Photos of unequal size, cropped in workers; every batch is trained four times."""
+    output = tmp_path / "run"
+    flags = ["--method", "aps", "--dataset", photos, "--output_dir", output, *TINY, *SHORT]
+    pretrain(monkeypatch, *flags, "--projection_hidden_dim", "32", "--dataloader_num_workers", "2")
+    results = results_of(output)
+    assert results["num_train_images"] == 36 and results["feature"] == "class_token"
+    model = AutoModelForPreTraining.from_pretrained(output / "pretraining")
+    encoder, info = AutoModel.from_pretrained(output, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(encoder.layernorm.weight, model.student.backbone.layernorm.weight)
+    assert not encoder.embeddings.position_embeddings[:, 0].any()
+    assert encoder.config.layer_norm_eps == 1e-5 and not encoder.config.qkv_bias
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert any("loss_view1_to_view2" in entry and "similarity" in entry for entry in history)
+    card = (output / "README.md").read_text()
+    assert "2306.02854" in card and "| sampling power | 3 |" in card
+    assert "License of the authors' own weights: `cc-by-nc-4.0`" in card and "license: apache-2.0" in card
+
+
 def test_patchmix(photos, tmp_path, monkeypatch):
     """Photos of unequal size, cropped in workers; views are mixed on the device, small ones too."""
     output = tmp_path / "run"
