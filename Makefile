@@ -26,6 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patchmix_passes.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/aps_sampling.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patch_augmentation.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ema_and_clipping.py

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from transformers import ViTModel
 
-from hf_ssl import PatchMixConfig, PatchMixForPreTraining, RelViTConfig, RelViTForPreTraining, SSLPreTrainedModel
+from hf_ssl import (
+    APSConfig,
+    APSForPreTraining,
+    PatchMixConfig,
+    PatchMixForPreTraining,
+    RelViTConfig,
+    RelViTForPreTraining,
+    SSLPreTrainedModel,
+)
 from hf_ssl.backbones import vit_config
 from hf_ssl.models import Step
 from hf_ssl.models.patchmix.views_patchmix import mix_images
@@ -58,12 +66,17 @@ SETTINGS = {
         Setting("vit-small", 32, 2, 8),
         Setting("vit-small", 64, 8, 16, num_local_views=4, local_size=32),
     ],
+    "aps": [
+        Setting("vit-tiny", 32, 2, 16),
+        Setting("vit-small", 32, 2, 8),
+        Setting("vit-tiny", 32, 4, 64),
+    ],
 }
 
 
-def make_backbone(setting: Setting, **overrides: int) -> object:
-    sizes = {"image_size": setting.image_size, "patch_size": setting.patch_size, "layer_norm_eps": 1e-6}
-    return vit_config(setting.backbone, **sizes, **overrides)
+def make_backbone(setting: Setting, **overrides: float) -> object:
+    fields = {"image_size": setting.image_size, "patch_size": setting.patch_size, "layer_norm_eps": 1e-6}
+    return vit_config(setting.backbone, **(fields | overrides))
 
 
 def training_step(model: SSLPreTrainedModel, batch: dict[str, Tensor], num_images: int) -> Callable[[], None]:
@@ -147,7 +160,31 @@ def patchmix(setting: Setting, size: int, device: str) -> tuple[Callable[[], Non
     return step, encoder_step(backbone, student, [keys])
 
 
-MAKERS = {"relvit": relvit, "patchmix": patchmix}
+def aps_backbone(setting: Setting, **overrides: float) -> object:
+    return make_backbone(setting, layer_norm_eps=1e-5, qkv_bias=False, **overrides)
+
+
+def aps_model(
+    setting: Setting, size: int, device: str, **sampling: float
+) -> tuple[APSForPreTraining, dict[str, Tensor]]:
+    """APS, and what it is fed with: views, and which of their patches are seen."""
+    config = APSConfig(backbone_config=aps_backbone(setting), **sampling)
+    views = torch.randn(2, size, 3, setting.image_size, setting.image_size, device=device)
+    orders = torch.rand(config.num_samplings, 2, size, config.grid[0] * config.grid[1], device=device).argsort(-1)
+    batch = {"pixel_values": views, "patch_indices": orders[..., : config.num_sampled_patches].contiguous()}
+    return APSForPreTraining(config), batch
+
+
+def aps(setting: Setting, size: int, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """APS's step as the recipes set it, for one of the samplings of a batch."""
+    model, batch = aps_model(setting, size, device)
+    # The stock encoder takes whole images only: those of half the side have the quarter of the patches that APS sees.
+    side = setting.image_size // 2
+    images = torch.randn(2 * size, 3, side, side, device=device)
+    return training_step(model, batch, size), encoder_step(aps_backbone(setting, image_size=side), [images], [])
+
+
+MAKERS = {"relvit": relvit, "patchmix": patchmix, "aps": aps}
 
 
 def seconds(step: Callable[[], None], repeat: int, device: str, dtype: torch.dtype) -> float:
