@@ -26,7 +26,8 @@ def sample_patches(
     Sample patches of two views that have little in common (Shen et al., arXiv 2306.02854): those of the first view
     uniformly ("sparse sampling"), disjoint from one sampling to the next; those of the second view without replacement, in
     proportion to a power of the share that the first view's sampled patches leave uncovered ("selective sampling"). Where
-    fewer patches than needed have an uncovered share, the rest is drawn uniformly from those that have none.
+    fewer patches than needed have an uncovered share, the rest is drawn uniformly from those that have none; with a power of
+    0, all are drawn uniformly.
 
     Args:
         boxes (`torch.Tensor` of shape `(batch_size, 2, 5)`, int64):
@@ -46,7 +47,22 @@ def sample_patches(
 
     Returns:
         `torch.Tensor` of shape `(num_samplings, 2, batch_size, num_sampled_patches)`, int64: patches, row by row from 0.
+
+    Raises:
+        `ValueError`: there are no samplings or not so many disjoint ones, the power is negative, or the boxes do not fit the
+            draws.
     """
+    if boxes.shape != (len(draws.keys), 2, 5):
+        raise ValueError(
+            f"boxes has the shape {tuple(boxes.shape)}; {len(draws.keys)} images need {(len(draws.keys), 2, 5)}."
+        )
+    if min(num_samplings, num_sampled_patches) < 1 or num_samplings * num_sampled_patches > grid[0] * grid[1]:
+        raise ValueError(
+            f"{num_samplings} disjoint samplings of {num_sampled_patches} patches cannot be made of the {grid[0]}x{grid[1]} "
+            "patches of a view."
+        )
+    if power < 0:
+        raise ValueError(f"power={power} must not be negative; 0 draws uniformly.")
     order = draws.permutation("sparse_sampling", grid[0] * grid[1])
     first = order[:, : num_samplings * num_sampled_patches].unflatten(1, (num_samplings, num_sampled_patches))
     uncovered = overlap_ratio(boxes[:, :1], boxes[:, 1:], first, grid, flip_aware)
