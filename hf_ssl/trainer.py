@@ -230,6 +230,9 @@ class SSLTrainer(Trainer):
             return super().train(self._checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._stop.restore()
+            self._repeated_views.clear()
+            if self._repeated is not None:
+                self._repeated.close()  # or its workers would wait for the rest of an epoch
 
     def _agree_on_start(self, resume: str | bool | None) -> str | None:
         """The first process finds the checkpoint to start from, or the reason why there is none, and tells the others."""
@@ -352,7 +355,6 @@ class SSLTrainer(Trainer):
             # Buffers are the same on all processes (see SSLPreTrainedModel): no need to send them around in every step.
             wrapped.broadcast_buffers = False
         self._loss_log = self._new_loss_log()
-        self._repeated_views.clear()
         self._last_saved_step, self.num_skipped_steps, self.data_seconds = -1, 0, 0.0
         if self._checkpoint is not None:
             self._load_progress(self._checkpoint)

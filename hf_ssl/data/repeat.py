@@ -40,7 +40,7 @@ class RepeatedBatches(Dataset[Batch]):
         self.loader = loader
         self.times = times
         self.group_size = group_size
-        self.set_epoch(0)
+        self.close()
 
     def set_epoch(self, epoch: int) -> None:
         """
@@ -49,11 +49,15 @@ class RepeatedBatches(Dataset[Batch]):
         Args:
             epoch (`int`): Number of the epoch, from 0.
         """
+        self.close()
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+
+    def close(self) -> None:
+        """Let go of what is loaded, and of the workers that load more."""
         self._batches: Iterator[Batch] | None = None
         self._group = -1
         self._loaded: list[Batch] = []
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.loader) // self.group_size * self.group_size * self.times

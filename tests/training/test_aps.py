@@ -1,5 +1,6 @@
 """APS in the trainer: batches that are trained several steps, resumed, accumulated, in two processes."""
 
+import multiprocessing
 from typing import Any
 
 import pytest
@@ -127,6 +128,7 @@ def test_workers(tmp_path, args):
         trainer = make_trainer(tmp_path / name, make_aps(), max_steps=23, **options)
         trainer.train()
         runs.append(outcome(trainer)["weights"])
+        assert not multiprocessing.active_children(), "workers are not kept for the rest of the epoch"
     assert runs[0] == runs[1]
 
 
