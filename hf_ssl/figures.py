@@ -383,6 +383,7 @@ def plot_views(
     boxes: Tensor,
     names: Sequence[str],
     title: str,
+    frames: Sequence[int] | None = None,
     without_box: str = "made of several images",
 ) -> None:
     """
@@ -393,10 +394,11 @@ def plot_views(
         path (`str` or `Path`): PNG file to write.
         sources (`Sequence[torch.Tensor]`): `B` uint8 images of shape `(3, height, width)`, of any sizes.
         views (`Sequence[torch.Tensor]`): `V` views of all images, each uint8 of shape `(B, 3, side, side)`.
-        boxes (`torch.Tensor` of shape `(B, U, 5)`, int64): Where the first `U` views lie in sources, see
-            [`hf_ssl.views.boxes`]. Views after them have no box.
+        boxes (`torch.Tensor` of shape `(B, U, 5)`, int64): Where `U` views lie in sources, see [`hf_ssl.views.boxes`].
         names (`Sequence[str]`): `V` names, such as `["global 1", "global 2"]`.
         title (`str`): A line above all.
+        frames (`Sequence[int]`, *optional*): For each view the number of its frame; the first view that has frame `u < U`
+            lies in box `u`. Unset, each has its own, and the first `U` views have boxes.
         without_box (`str`, *optional*, defaults to `"made of several images"`): What views without a box are.
 
     Raises:
@@ -415,14 +417,16 @@ def plot_views(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     tags = _view_tags(names)
+    frames = range(len(views)) if frames is None else frames
+    of_boxes = [tags[list(frames).index(u)] for u in range(boxes.shape[1])]
     overhang = max(_overhang(image, image_boxes) for image, image_boxes in zip(sources, boxes, strict=True))
     for i, image in enumerate(sources):
-        _draw_source(axes, image, boxes[i].tolist(), tags, sheet.source(i), sheet.side, overhang)
+        _draw_source(axes, image, boxes[i].tolist(), of_boxes, sheet.source(i), sheet.side, overhang)
         for v, view in enumerate(views):
             left, top = sheet.view(i, v)
             _draw_pixels(axes, view[i], left, top, sheet.tile, sheet.tile)
-            _draw_frame(axes, v, left, top, sheet.tile, sheet.tile)
-            _draw_tag(axes, v, tags[v], left, top)
+            _draw_frame(axes, frames[v], left, top, sheet.tile, sheet.tile)
+            _draw_tag(axes, frames[v], tags[v], left, top)
     _label_views(axes, sheet, sources, [f"{n}, {view.shape[-1]} px" for n, view in zip(names, views, strict=True)])
     axes.text(sheet.margin, 0.3, title, fontsize=11)
     notes = ["↔ mirrored left to right"] * bool(boxes[..., 4].any())

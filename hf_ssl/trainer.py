@@ -41,7 +41,8 @@ from .checkpoints import (
     read_manifest,
 )
 from .clipping import clip_per_parameter_
-from .data import AugmentedSource, EpochSampler, RepeatedBatches, collate, end_workers_at_exit, only, start_worker
+from .data import AugmentedSource, EpochSampler, RepeatedBatches, collate, end_workers_at_exit, start_worker
+from .data.repeat import only
 from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
@@ -140,6 +141,7 @@ class SSLTrainer(Trainer):
         self._schedules: dict[str, Schedule] = {}
         self._values: dict[str, float] = {}
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
+        self._steps_per_epoch = 1
         self._repeated: RepeatedBatches | None = None
         self._repeated_views: dict[int, Batch] = {}  # by micro-batch, where a batch is trained several steps
         self._is_writing_aside = False
@@ -400,7 +402,7 @@ class SSLTrainer(Trainer):
         samples = Draws.for_samples(args.seed, epoch, index, view=-1)  # no view has that number
         repetition = number % self.model.steps_per_batch
         step = Step(draws, samples, self._values, repetition)
-        outputs = model(**self._make_views(inputs, repetition), **self.model.step_inputs(step))
+        outputs = model(**self._make_views(inputs, draws, repetition), **self.model.step_inputs(step))
         loss = outputs["loss"]
         finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
         self._micro_batch += 1
@@ -408,15 +410,15 @@ class SSLTrainer(Trainer):
             loss = torch.where(finite, loss, torch.zeros_like(loss))  # a skipped step must not spoil Trainer's sum
         return (loss, outputs) if return_outputs else loss
 
-    def _make_views(self, inputs: Batch, repetition: int) -> Batch:
+    def _make_views(self, inputs: Batch, draws: Draws, repetition: int) -> Batch:
         """The views of a batch, made on the device unless a worker has made them; once, for all steps that it is trained."""
         if self._augments_in_workers:
             return {name: value for name, value in inputs.items() if name not in ("epoch", "index")}
         if repetition and self._micro_batch in self._repeated_views:
             return self._repeated_views[self._micro_batch]
-        # A run that is resumed between two repetitions makes them again, with the same draws.
-        args, first_step = self.args, self.state.global_step - repetition
-        draws = Draws.for_batch(args.seed, first_step, self._micro_batch, args.process_index, args.device)
+        if repetition:  # resumed between two steps of a batch: made again, with the draws of its first
+            args, first_step = self.args, self.state.global_step - repetition
+            draws = Draws.for_batch(args.seed, first_step, self._micro_batch, args.process_index, args.device)
         self._repeated_views.pop(self._micro_batch, None)  # the last batch's, before there are others
         views = self.views(inputs, draws)
         if self.model.steps_per_batch > 1:
@@ -519,6 +521,11 @@ class SSLTrainer(Trainer):
         # A share of the steps is rounded down, as the originals do.
         warmup = args.warmup_steps if args.warmup_steps >= 1 else num_training_steps * args.warmup_steps
         unit = 1 if args.schedule_unit == "step" else self._steps_per_epoch
+        if warmup and not int(warmup / unit):
+            logger.warning(
+                f"There is no warm-up: its {warmup:g} steps are less than {'an epoch' if unit > 1 else 'one'}. Set "
+                f"--warmup_steps{' (in steps), or --schedule_unit step' if unit > 1 else ''}."
+            )
         schedule = SCHEDULES[args.schedule](
             args.learning_rate, args.min_learning_rate, math.ceil(num_training_steps / unit), int(warmup / unit)
         )

@@ -111,6 +111,10 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if self.schedule_unit not in ("step", "epoch"):
             raise ValueError(f"schedule_unit={self.schedule_unit!r} is unknown; use 'step' or 'epoch'.")
+        if self.schedule_unit == "epoch" and self.schedule is None:
+            raise ValueError(
+                "schedule_unit='epoch' says how often a schedule changes, and none is set: set --schedule."
+            )
         rules = get_args(WeightDecayRule)
         if self.weight_decay_rule not in rules:
             raise ValueError(
@@ -126,10 +130,11 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError("gradient_clipping='per_parameter' needs a positive max_grad_norm.")
         if self.final_weight_decay is not None and self.weight_decay <= 0:
             raise ValueError(f"final_weight_decay needs a weight_decay to start from; it is {self.weight_decay}.")
-        if self.auto_find_batch_size or self.train_sampling_strategy != "random" or self.save_on_each_node:
+        unsupported = self.auto_find_batch_size or self.ignore_data_skip or self.save_on_each_node
+        if unsupported or self.train_sampling_strategy != "random":
             raise ValueError(
-                "auto_find_batch_size, train_sampling_strategy and save_on_each_node are not supported: a run is resumed "
-                "with the batches that it had, from a file system that all processes share."
+                "auto_find_batch_size, ignore_data_skip, train_sampling_strategy and save_on_each_node are not supported: a "
+                "run is resumed with the batches that it had, from a file system that all processes share."
             )
         if self.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM and Ctrl-C always write a checkpoint here.")

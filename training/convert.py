@@ -109,8 +109,10 @@ def main() -> None:
     if isinstance(model, SSLPreTrainedModel):
         export_run(model, processor, args.output_dir, which)
         content, compared = "the encoder and, in pretraining/, the whole model", "Tokens"
-        eps = method.backbone_overrides["layer_norm_eps"]
+        eps = model.config.backbone_config.layer_norm_eps
     else:
+        if which is not None:
+            sys.exit(f"{args.checkpoint} is a classifier, which has one encoder: leave --encoder {which} out.")
         model.save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
         content, compared = "the classifier", "Logits"

@@ -44,7 +44,7 @@ Look at {output_dir}/README.md and at figures/ beside it. What to try next:
 
     accelerate launch training/pretrain.py --method {method} --dataset path/to/your/photos --output_dir outputs/photos
     accelerate launch training/pretrain.py --method {method} --recipe cifar10 --dataset cifar10 --max_train_samples 5000 \\
-        --backbone vit-micro --patch_size 4 --per_device_train_batch_size 128 --max_steps 500
+        --backbone vit-micro --patch_size 4 --per_device_train_batch_size 128 --max_steps 500 --schedule_unit step
     accelerate launch training/pretrain.py --method {method} --help
 """
 

@@ -117,7 +117,7 @@ def main() -> None:
     outputs = views(batch, Draws.for_batch(training_args.seed, step=0))
     shows_patches = hasattr(views, "pictures")
     if shows_patches:
-        outputs |= views.pictures(outputs)
+        outputs = views.pictures(outputs)
     shown = image_views(outputs, views_config.image_mean, views_config.image_std)
     title = f"{method.title} ({args.mode}) on {dataset_name(args.dataset)}, epoch {args.epoch}"
     plot_views(
@@ -127,6 +127,7 @@ def main() -> None:
         boxes=view_boxes(views, batch, outputs, sources),
         names=list(shown),
         title=title,
+        frames=[int(name.split()[-1]) - 1 for name in shown] if shows_patches else None,
         without_box="the patches that the encoder sees, step by step" if shows_patches else "made of several images",
     )
     print(f"{args.output}\n{title}: {describe(sources, shown, len(source))}")

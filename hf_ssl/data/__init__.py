@@ -3,7 +3,7 @@
 from .images import MAX_PIXELS, ImageError, decode_rgb, image_size
 from .loading import ImageData, load_image_data
 from .registry import DATASETS, DatasetInfo
-from .repeat import RepeatedBatches, only
+from .repeat import RepeatedBatches
 from .sampler import EpochSampler
 from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
@@ -28,7 +28,6 @@ __all__ = [
     "image_size",
     "load_image_data",
     "make_source",
-    "only",
     "start_worker",
     "verify_images",
 ]

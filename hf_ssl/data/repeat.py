@@ -50,6 +50,8 @@ class RepeatedBatches(Dataset[Batch]):
             epoch (`int`): Number of the epoch, from 0.
         """
         self.close()
+        # A loader of accelerate counts the epochs that it has been read to the end, which this one never is, and tells its
+        # sampler.
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
 
@@ -63,6 +65,16 @@ class RepeatedBatches(Dataset[Batch]):
         return len(self.loader) // self.group_size * self.group_size * self.times
 
     def __getitem__(self, number: int) -> Batch:
+        """
+        Args:
+            number (`int`): Number of the batch; the next one, or, at the beginning of an epoch, any.
+
+        Returns:
+            `dict[str, Any]`: the batch; the same object each time that it comes.
+
+        Raises:
+            `IndexError`: it is not its turn.
+        """
         group, place = divmod(number, self.group_size * self.times)
         if group != self._group:
             if self._batches is None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_ssl.data import EpochSampler, RepeatedBatches, TensorSource, collate, only
+from hf_ssl.data import EpochSampler, RepeatedBatches, TensorSource, collate
+from hf_ssl.data.repeat import only
 
 
 class Counting(TensorSource):

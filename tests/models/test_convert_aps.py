@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -215,18 +216,25 @@ def test_classifier_as_tensors(tmp_path):
 
 
 class Trap:
-    """Writes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return self.call
 
 
 @pytest.mark.parametrize("place", ["module", "dictionary", "attribute"])
-def test_no_code_is_run(tmp_path, place, authors_module):
-    trap, path = Trap(tmp_path / "sprung"), tmp_path / "best.pth"
+@pytest.mark.parametrize("function", ["os.mkdir", "exec", "subprocess.call"])
+def test_no_code_is_run(tmp_path, place, function, authors_module):
+    """torch itself refuses the first function by its name, and no other."""
+    sprung, path = str(tmp_path / "sprung"), tmp_path / "best.pth"
+    trap = {
+        "os.mkdir": Trap(os.mkdir, sprung),
+        "exec": Trap(exec, f"import os; os.mkdir({sprung!r})"),
+        "subprocess.call": Trap(subprocess.call, ["mkdir", sprung]),
+    }[function]
     if place == "dictionary":
         torch.save({"base_encoder.cls_token": torch.ones(1), "trap": trap}, path)
     else:
@@ -240,6 +248,57 @@ def test_no_code_is_run(tmp_path, place, authors_module):
     except CheckpointError as error:
         assert re.search(r"posix|no `state_dict` of tensors|no module", str(error)), error
     assert not (tmp_path / "sprung").exists()
+    if function != "os.mkdir":
+        torch.load(path, weights_only=False) if place == "dictionary" else None
+        assert (tmp_path / "sprung").exists() == (place == "dictionary"), "the trap works"
+
+
+def test_whole_module_of_a_pretraining(tmp_path, authors_module):
+    """Heads and epsilon are read from its encoder."""
+    model = make_model(heads=4, width=48)
+    whole = nn.Module.__new__(Vit)
+    nn.Module.__init__(whole)
+    whole.base_encoder, whole.predictor = Vit(eps=1e-6), model.predictor
+    whole.base_encoder.fc = nn.Sequential(*model.student.projector)
+    authors_module(whole, tmp_path / "last.pth")
+    checkpoint = load_official(tmp_path / "last.pth")
+    assert (checkpoint.num_attention_heads, checkpoint.layer_norm_eps) == (4, 1e-6)
+    converted = convert(tmp_path / "last.pth")
+    assert isinstance(converted, APSForPreTraining)
+    encoder = converted.config.backbone_config
+    assert (encoder.num_attention_heads, encoder.layer_norm_eps) == (4, 1e-6)
+
+
+def test_files_of_old_versions_of_torch(tmp_path):
+    """They are no zip files; of tensors they are read."""
+    path, model = official(tmp_path)
+    torch.save(to_official(model.state_dict()), path, _use_new_zipfile_serialization=False)
+    assert torch.equal(convert(path).predictor[0].weight, model.predictor[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"cls_token": torch.ones(1, 1, 4)}, "neither the heads of a pretraining .* nor a classifier"),
+        (
+            {"cls_token": torch.ones(1), "fc.weight": torch.ones(2, 0), "fc.bias": torch.ones(2)},
+            "holds no ViT encoder",
+        ),
+    ],
+)
+def test_encoders_without_a_head(tmp_path, tensors, message):
+    torch.save(tensors, tmp_path / "best.pth")
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "best.pth", 2)
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_complex_tensors(tmp_path):
+    path, _ = official(
+        tmp_path, changes=[lambda state: state.update({"predictor.0.weight": state["predictor.0.weight"] + 0j})]
+    )
+    with pytest.raises(CheckpointError, match="not carried over exactly: .'predictor.0.weight'"):
+        convert(path)
 
 
 def test_damaged_files(tmp_path):

@@ -5,15 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging
 
-from hf_ssl.data import TensorSource
+from hf_ssl.data import EpochSampler
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.models.aps import APSViews, APSViewsConfig
 from hf_ssl.schedules import cosine
 
 from ..models.test_aps import make_batch, perturb, separate_passes
 from ..processes import run_ranks
-from .common import IMAGES, make_aps, make_trainer, outcome
+from .common import make_aps, make_trainer, outcome
 
 
 class Recorder:
@@ -27,7 +28,7 @@ class Recorder:
 
         def counted_views(batch: Any, draws: Any = None) -> Any:
             self.num_views += 1
-            self.index = tuple(batch["index"].tolist())
+            self.index, self.epoch = tuple(batch["index"].tolist()), batch["epoch"].unique().tolist()
             return make_views(batch, draws)
 
         def counted_reads(keys: Any) -> Any:
@@ -39,7 +40,14 @@ class Recorder:
 
     def _record(self, module: Any, args: Any, inputs: dict[str, Any]) -> None:
         batch = {name: inputs[name] for name in ("pixel_values", "patch_indices")}
-        self.steps.append({"sampling": inputs["sampling"], "index": self.index, **batch})
+        self.steps.append({"sampling": inputs["sampling"], "index": self.index, "epoch": self.epoch, **batch})
+
+
+def order_of(epoch: int) -> list[int]:
+    """The images of an epoch, as a run without repetitions has them."""
+    sampler = EpochSampler(40, seed=42)
+    sampler.set_epoch(epoch)
+    return [index for _, index in sampler]
 
 
 @pytest.mark.parametrize("samplings", [1, 2, 4])
@@ -56,8 +64,8 @@ def test_steps_of_a_batch(tmp_path, samplings):
     for number, step in enumerate(seen.steps):
         assert step["pixel_values"] is seen.steps[number - number % samplings]["pixel_values"]
     trained = [step["index"] for step in seen.steps[::samplings]]
-    for epoch in (trained[:5], trained[5:]):
-        assert sorted(sum(epoch, ())) == list(range(40))
+    assert [step["epoch"] for step in seen.steps[::samplings]] == [[0]] * 5 + [[1]] * 5
+    assert sum(trained, ()) == tuple(order_of(0) + order_of(1))
     logs = [entry["epoch"] for entry in trainer.state.log_history if "loss" in entry]
     assert logs == pytest.approx([i / 5 for i in range(1, 11)])
 
@@ -153,6 +161,29 @@ def test_position_of_the_class_token_stays_zero(tmp_path):
     assert (table[:, 1:] != before[:, 1:]).all()
 
 
+def test_warm_up_shorter_than_an_epoch(tmp_path, caplog):
+    """Is none, where the schedule counts epochs, and is said; also where the run ends in an epoch."""
+    options = {"schedule": "warmup_under_cosine", "schedule_unit": "epoch", "learning_rate": 0.01}
+    logging.enable_propagation()
+    for warmup, expected in ((19, [0.01, 0.005]), (39, [0.01, 0.005]), (40, [0.005, 0.005])):
+        caplog.clear()
+        trainer = make_trainer(tmp_path / str(warmup), make_aps(), max_steps=25, warmup_steps=warmup, **options)
+        trainer.train()
+        rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        assert rates == pytest.approx([expected[0]] * 20 + [expected[1]] * 5, rel=1e-7)
+        said = [
+            record.message for record in caplog.records if "no warm-up: its 19 steps are less than" in record.message
+        ]
+        assert len(said) == (warmup == 19)
+
+
+def test_options_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="schedule_unit='epoch' says how often a schedule changes, and none is set"):
+        make_trainer(tmp_path, make_aps(), schedule_unit="epoch")
+    with pytest.raises(ValueError, match="ignore_data_skip"):
+        make_trainer(tmp_path, make_aps(), ignore_data_skip=True)
+
+
 def test_too_small(tmp_path):
     with pytest.raises(ValueError, match="per_device_train_batch_size=1 is too small"):
         make_trainer(tmp_path, make_aps(), per_device_train_batch_size=1)
@@ -176,7 +207,7 @@ def test_progress(tmp_path):
 
 def train_on_a_rank(folder: str) -> list[tuple[int, tuple[int, ...], int]]:
     """Images and sampling of each step of this process."""
-    trainer = make_trainer(folder, make_aps(), per_device_train_batch_size=4, max_steps=-1, num_train_epochs=1)
+    trainer = make_trainer(folder, make_aps(), per_device_train_batch_size=4, max_steps=-1, num_train_epochs=2)
     seen = Recorder(trainer)
     trainer.train()
     found = [(step["sampling"], step["index"], seen.num_reads) for step in seen.steps]
@@ -187,13 +218,15 @@ def train_on_a_rank(folder: str) -> list[tuple[int, tuple[int, ...], int]]:
 def test_two_processes_have_their_own_images(tmp_path):
     """In every step; together, every image once in each sampling of an epoch."""
     first, second = run_ranks(train_on_a_rank, 2, str(tmp_path))
-    assert len(first) == len(second) == 20
+    assert len(first) == len(second) == 40
     for (sampling, images, _), (other_sampling, others, _) in zip(first, second, strict=True):
         assert sampling == other_sampling and not set(images) & set(others)
-    for wanted in range(4):
-        images = [i for steps in (first, second) for sampling, index, _ in steps if sampling == wanted for i in index]
-        assert sorted(images) == list(range(40))
-    assert {reads for *_, reads in (*first, *second)} == {5}
+    for epoch in (0, 1):
+        for wanted in range(4):
+            steps = range(20 * epoch + wanted, 20 * (epoch + 1), 4)
+            images = [index for step in steps for _, of_step, _ in (first[step], second[step]) for index in of_step]
+            assert images == order_of(epoch)
+    assert {reads for *_, reads in (*first, *second)} == {10}
 
 
 def forward_on_a_rank() -> dict[str, Any]:
@@ -238,8 +271,3 @@ def test_two_processes():
         both = sum(torch.from_numpy(result["gradients"][name]) for result in ranks) / 2
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(both, parameter.grad, rtol=0, atol=2e-5 * scale + 5e-6, msg=name)
-
-
-def test_images_of_the_toy_source():
-    """The tests above count on it."""
-    assert len(TensorSource(IMAGES)) == 40

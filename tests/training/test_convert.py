@@ -103,6 +103,27 @@ def test_code_of_the_card_runs(convert, tmp_path, monkeypatch, case):
     assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40, "aps": 32}[case[0]])
 
 
+def test_statistics_of_the_authors(convert, tmp_path):
+    """APS pretrains at 32 pixels with CIFAR's, and at other sizes, as far as is known, with ImageNet's."""
+    state = torch.load(GOLDEN / APS[1], weights_only=True)
+    state["base_encoder.pos_embedding"] = torch.randn(256, 1, 32)
+    torch.save(state, tmp_path / "cifar.pth")
+
+    def statistics(*args):
+        convert(*args)
+        processor = json.loads((tmp_path / "converted/preprocessor_config.json").read_text())
+        return processor["image_mean"][0], processor["image_std"][0]
+
+    assert statistics("aps", tmp_path / "cifar.pth", 2) == (0.4914, 0.2023)
+    assert statistics(*APS) == (0.485, 0.229)
+    assert statistics("aps", tmp_path / "cifar.pth", 2, "--image_mean", "0.1", "0.2", "0.3") == (0.1, 0.2023)
+
+
+def test_classifier_has_one_encoder(convert):
+    with pytest.raises(SystemExit, match="leave --encoder teacher out"):
+        convert(*CLASSIFIER, "--encoder", "teacher")
+
+
 def test_classifier(convert, capsys, tmp_path, monkeypatch):
     """Of a fine-tuned file: what its card says, and the code in it."""
     card = convert(*CLASSIFIER, "--verify")

@@ -76,7 +76,7 @@ def test_recipe_and_mode(preview):
 def test_aps(preview, photos):
     """What the encoder sees in each step is shown beside the views."""
     _, pixels, line = preview("--method", "aps", "--num_images", 2)
-    assert line.endswith("digits, epoch 0: 2 of 1,437 images (8x8 px), 10 views of each (16 px)")
+    assert line.endswith("digits, epoch 0: 2 of 1,437 images (8x8 px), 6 views of each (16 px)")
     assert not np.array_equal(pixels, preview("--method", "aps", "--num_images", 2, "--sampling_power", 0)[1])
     flags = ["--method", "aps", "--dataset", photos, "--image_size", 32, "--patch_size", 8, "--num_samplings", 1]
     assert preview(*flags)[2].endswith("6 of 6 images (of several sizes), 4 views of each (32 px)")

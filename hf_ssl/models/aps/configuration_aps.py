@@ -21,7 +21,7 @@ class APSConfig(SSLConfig):
             Share of the patches of a view that the encoder sees, rounded down to whole patches.
         num_samplings (`int`, *optional*, defaults to 4):
             Optimizer steps that each loaded batch is trained for, each with other patches. Those of the first view are
-            disjoint, so `num_samplings * sampling_ratio` is at most 1.
+            disjoint, so that all samplings together have as many patches as a view at most.
         sampling_power (`float`, *optional*, defaults to 3.0):
             How strongly those patches of the second view are preferred that the sampled patches of the first one do not
             cover: a patch is drawn in proportion to its uncovered share to this power. 0 draws uniformly.
@@ -62,9 +62,9 @@ class APSConfig(SSLConfig):
                 f"num_samplings={self.num_samplings} disjoint samplings of {self.num_sampled_patches} patches do not fit "
                 f"into {num_patches} patches: lower num_samplings or sampling_ratio."
             )
-        if self.sampling_power < 0:
+        if not self.sampling_power >= 0:
             raise ValueError(f"sampling_power={self.sampling_power} must not be negative; 0 draws uniformly.")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be positive.")
         for name in ("projection_dim", "projection_hidden_dim"):
             if getattr(self, name) < 1:

@@ -94,13 +94,14 @@ def _settings(module: StandIn) -> dict[str, Any]:
             part = part.__dict__.get("_modules", {}).get(name) if isinstance(part, StandIn) else None
         return part
 
-    block = find(find(module, "module") or module, "transformer", "0")
+    model = find(module, "module") or module
+    block = find(find(model, "base_encoder") or model, "transformer", "0")
     heads = getattr(find(block, "attn"), "num_heads", None)
     eps = getattr(find(block, "norm1"), "eps", None)
     settings: dict[str, Any] = {}
-    if isinstance(heads, int):
+    if type(heads) is int:  # a bool is none
         settings["num_attention_heads"] = heads
-    if isinstance(eps, float):
+    if isinstance(eps, float) and 0 < eps < 1:
         settings["layer_norm_eps"] = eps
     return settings
 
@@ -265,6 +266,11 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> PreTrai
 
 def _convert_classifier(checkpoint: OfficialCheckpoint, num_attention_heads: int | None) -> ViTForImageClassification:
     state = checkpoint.tensors
+    if not {"fc.weight", "fc.bias"} <= state.keys():
+        raise CheckpointError(
+            "The file has an encoder, but neither the heads of a pretraining (`base_encoder.fc.`, `predictor.`) nor a "
+            "classifier (`fc.weight`, `fc.bias`): give the file that pretraining or fine-tuning has written."
+        )
     encoder = encoder_from_official({name: t for name, t in state.items() if not name.startswith("fc.")})
     config = vit_config_from_official(
         encoder, _heads(checkpoint, num_attention_heads), layer_norm_eps=checkpoint.layer_norm_eps

@@ -141,14 +141,14 @@ class APSViews(MultiViewPipeline):
 
     def pictures(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """
-        What the encoder is shown, for the eye: the views with all other patches blank.
+        What the encoder is shown, for the eye.
 
         Args:
             inputs (`dict[str, torch.Tensor]`): What the views of a batch are, as they are returned.
 
         Returns:
-            `dict[str, torch.Tensor]`: a tensor of shape `(2, batch_size, 3, image_size, image_size)` for each sampling, whose
-            blank patches have the mean color.
+            `dict[str, torch.Tensor]`: `view 1`, then `step 1 view 1`, … where the patches that the encoder does not see in
+            this step have the mean color; then the second view; each of shape `(batch_size, 3, image_size, image_size)`.
         """
         views, patches = inputs["pixel_values"], inputs["patch_indices"]
         rows, columns = self.model_config.grid
@@ -156,7 +156,12 @@ class APSViews(MultiViewPipeline):
         mask = shown.unflatten(-1, (rows, columns))[..., None, :, :]
         size: int = self.model_config.backbone_config.patch_size
         mask = mask.repeat_interleave(size, -2).repeat_interleave(size, -1)
-        return {f"step {j} view": views * mask[j - 1] for j in range(1, len(patches) + 1)}
+        pictures = {}
+        for number, view in enumerate(views, 1):
+            pictures[f"view {number}"] = view
+            for step, shown_in_step in enumerate(mask[:, number - 1], 1):
+                pictures[f"step {step} view {number}"] = view * shown_in_step
+        return pictures
 
 
 __all__ = ["APSViews", "APSViewsConfig", "sample_patches"]
