@@ -440,6 +440,7 @@ class SSLTrainer(Trainer):
 
     def skip_bad_step(self) -> None:
         """Called by [`StepCallback`] before the optimizer: leave a non-finite step out, where that was asked for."""
+        self.model.on_gradients(self._values)
         self._is_step_skipped = False
         if not self.args.max_skipped_steps:
             return

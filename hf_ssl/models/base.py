@@ -170,6 +170,12 @@ class SSLPreTrainedModel(PreTrainedModel):
     def on_step_begin(self, values: dict[str, float]) -> None:
         """Called once for each optimizer step, before its first micro-batch, with the values of the schedules."""
 
+    def on_gradients(self, values: dict[str, float]) -> None:
+        """
+        Called once for each optimizer step, when the gradients are complete and clipped, with the values of the schedules. A
+        parameter whose gradient is dropped here is left as it is by this step.
+        """
+
     def on_optimizer_step(self, values: dict[str, float]) -> None:
         """Called once for each optimizer step, after the parameters have changed, with the values of the schedules."""
 

@@ -1,0 +1,269 @@
+"""PW-Self's pretraining against numbers recorded from the authors' code; its evaluations have files of their own."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_ssl.clipping import clip_per_parameter_
+from hf_ssl.models.conversion import load_checkpoint
+from hf_ssl.models.pw_self import PWSelfConfig, PWSelfForPreTraining, match_views
+from hf_ssl.models.pw_self.convert_pw_self import convert, from_official, load_official, to_official
+from hf_ssl.parameter_groups import parameter_groups
+from hf_ssl.schedules import cosine, warmup_cosine
+
+from ..device import DEVICE
+from .cases import Case, assert_close, assert_equal, find_cases
+
+
+pytestmark = pytest.mark.parametrize("case", find_cases("pw_self"), ids=str)
+
+
+def load(case: Case) -> PWSelfForPreTraining:
+    model = convert(case.folder / "checkpoint.pth", case.info["config"]["num_heads"])
+    model.set_attn_implementation("eager")
+    return model.to(DEVICE).eval()
+
+
+def grids(case: Case) -> tuple[tuple[int, int], tuple[int, int]]:
+    config = case.info["config"]
+    large, small = (config[f"{name}_size"] // config["patch_size"] for name in ("global", "local"))
+    return (large, large), (small, small)
+
+
+def inputs_of(case: Case, iteration: int) -> dict[str, Tensor]:
+    """The recorded views, and the matches of their boxes."""
+    boxes, flips = case.inputs[f"it{iteration}.crop_boxes"], case.inputs[f"it{iteration}.crop_flips"]
+    boxes = torch.cat([boxes.long(), flips.long()[:, None]], dim=1)[None]
+    inputs = {"pixel_values": case.inputs[f"it{iteration}.global_crops"]}
+    inputs["global_matches"], local_matches = match_views(boxes, *grids(case), strict=True)
+    if case.info["config"]["n_local"]:
+        inputs |= {
+            "local_pixel_values": case.inputs[f"it{iteration}.local_crops"],
+            "local_matches": local_matches,
+        }
+    return inputs
+
+
+def num_iterations(case: Case) -> int:
+    return len(case.expected["trajectory"])
+
+
+# ---- the networks as they are in the checkpoint ----
+
+
+@torch.no_grad()
+def test_tokens(case):
+    model = load(case)
+    images = {name.removeprefix("eval."): x for name, x in case.inputs.items() if name.startswith("eval.")}
+    images |= {"local": case.inputs["it0.local_crops"][0], "global": case.inputs["it0.global_crops"][0]}
+    compared = 0
+    for name, pixel_values in images.items():
+        for which, branch in (("teacher", model.teacher), ("student", model.student)):
+            if f"{which}.tokens.{name}" in case.expected:
+                tokens = branch.backbone(pixel_values)
+                assert_close(tokens, case.expected[f"{which}.tokens.{name}"], rel=1e-5, name=name)
+                compared += 1
+    assert compared == sum(".tokens." in key for key in case.expected)
+
+
+@torch.no_grad()
+def test_scores(case):
+    model = load(case)
+    views = {name: case.inputs[f"it0.{name}_crops"].flatten(0, 1) for name in ("global", "local")}
+    for key, branch, name in (
+        ("teacher_logits", model.teacher, "global"),
+        ("student_global_logits", model.student, "global"),
+        ("student_local_logits", model.student, "local"),
+    ):
+        assert_close(branch.head(branch.backbone(views[name])), case.expected[f"it0.{key}"], rel=1e-5, name=key)
+    assert_equal(model.center[None], case.expected["it0.center_before"])
+
+
+def test_file_with_a_namespace(case):
+    """As the authors write it; of the case, cut down to the teacher."""
+    path = case.folder / "checkpoint_namespace_args.pth"
+    checkpoint = load_official(path)
+    assert checkpoint.arguments["out_dim"] == case.info["config"]["out_dim"]
+    model = convert(path, case.info["config"]["num_heads"])
+    assert model.config.num_local_views == case.info["config"]["n_local"]
+    expected = load(case).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert_equal(tensor, expected[name.replace("student.", "teacher.")].cpu(), name)
+
+
+# ---- the steps ----
+
+
+def recorded_matches(case: Case, iteration: int, teacher: int, student: int) -> Tensor:
+    prefix = f"it{iteration}.corr.t{teacher}.s{student}."
+    return torch.stack([case.expected[f"{prefix}{name}_idx"] for name in ("teacher", "student")], dim=1)
+
+
+def test_matches(case):
+    for iteration in range(num_iterations(case)):
+        inputs = inputs_of(case, iteration)
+        for teacher in (0, 1):
+            for student in range(2 + case.info["config"]["n_local"]):
+                if student == teacher:
+                    continue
+                if student < 2:
+                    matches = inputs["global_matches"][teacher, 0]
+                else:
+                    matches = inputs["local_matches"][teacher, student - 2, 0]
+                expected = recorded_matches(case, iteration, teacher, student)
+                assert expected[0].tolist() == [0, 0]  # class tokens
+                assert_equal(matches[matches[:, 0] >= 0] + 1, expected[1:].long())
+
+
+def make_optimizer(case: Case, model: PWSelfForPreTraining, fresh: bool) -> torch.optim.Optimizer:
+    """AdamW, with the checkpoint's state: first all parameters that decay, then all others, in the order of the model."""
+    adamw = case.info["adamw"]
+    groups = parameter_groups(model, 1.0, 1.0)
+    optimizer = torch.optim.AdamW(groups, betas=adamw["betas"], eps=adamw["eps"])
+    if fresh:
+        return optimizer
+    saved = load_checkpoint(case.folder / "checkpoint.pth")["optimizer"]["state"]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    official = {
+        n: t for n, t in load_official(case.folder / "checkpoint.pth").tensors.items() if n.startswith("student.")
+    }
+    frozen = {f"student.{name}" for name in case.info["frozen_params"]}
+    names = [name for name in official if name not in frozen]
+    names.sort(key=lambda name: official[name].ndim < 2 or name.endswith(".bias"))  # stable
+    for key in ("step", "exp_avg", "exp_avg_sq"):
+        values = {name: saved[i][key].expand_as(official[name]) for i, name in enumerate(names) if i in saved}
+        for name, value in from_official(values).items():
+            assert name in trained
+            value = value.flatten()[0] if key == "step" else value
+            optimizer.state[model.get_parameter(name)][key] = value.clone().to(DEVICE if key != "step" else "cpu")
+    return optimizer
+
+
+def train_step(case: Case, model: PWSelfForPreTraining, optimizer: torch.optim.Optimizer, iteration: int) -> dict:
+    """What the trainer does in a step, with the scheduled values that were recorded."""
+    rate, decay, momentum = case.expected[f"it{iteration}.lr_wd_momentum"].tolist()
+    config = case.info["config"]
+    epoch = case.info["protocol"]["start_epoch"] + iteration // config["iters_per_epoch"]
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = rate, decay if group["weight_decay"] else 0.0
+    values = {"momentum": momentum, "last_layer_frozen": float(epoch < config["freeze_last_layer"])}
+    model.on_step_begin(values)
+    temperature = case.expected[f"it{iteration}.teacher_temp"].item()
+    output = model(**inputs_of(case, iteration), teacher_temperature=temperature)
+    optimizer.zero_grad()
+    output.loss.backward()
+    parameters = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    before = {name: p.grad.clone() for name, p in parameters.items()}
+    clip_per_parameter_(parameters.items(), config["clip"])
+    after = {name: p.grad.clone() for name, p in parameters.items()}
+    model.on_gradients(values)
+    optimizer.step()
+    model.on_optimizer_step(values)
+    return {"output": output, "before": to_official(before), "after": to_official(after)}
+
+
+def check_sums(case: Case, prefix: str, weights: dict[str, Tensor], branch: str) -> None:
+    keys = [key for key in case.expected if key.startswith(prefix)]
+    assert keys
+    for key in keys:
+        weight = weights[f"{branch}.{key.removeprefix(prefix)}"].double()
+        assert_close(torch.stack([weight.sum(), weight.norm()]), case.expected[key], rel=1e-5, name=key)
+
+
+def test_trajectory(case):
+    """All iterations from the checkpoint and the state of its optimizer."""
+    model = load(case).train()
+    optimizer = make_optimizer(case, model, fresh=False)
+    for iteration in range(num_iterations(case)):
+        result, prefix = train_step(case, model, optimizer, iteration), f"it{iteration}."
+        output, terms = result["output"], case.expected[f"{prefix}pair_terms"]
+        assert_close(output.loss.detach(), case.expected[f"{prefix}loss"], rel=1e-5)
+        assert_close(output.loss.detach(), case.expected["trajectory"][iteration, 2], rel=1e-5)
+        assert_close(output.pair_entropies, terms[:, 4:], rel=1e-5)
+        assert_equal(output.num_matches + 1, terms[:, 2])
+        assert_close(sum(output.losses.values()), output.loss.detach(), rel=1e-5)
+        for group, gradients in (("grad_norm", result["before"]), ("grad_norm_clipped", result["after"])):
+            keys = [key for key in case.expected if key.startswith(f"{prefix}{group}.")]
+            assert keys
+            for key in keys:
+                norm = gradients[f"student.{key.removeprefix(f'{prefix}{group}.')}"].norm()
+                assert_close(norm, case.expected[key], rel=1e-5, name=key)
+        assert_close(model.center[None], case.expected[f"{prefix}center_after"], rel=1e-5)
+        state = to_official(model.state_dict())
+        for branch in ("student", "teacher"):
+            check_sums(case, f"{prefix}{branch}_after.", state, branch)
+    qkv = state["student.backbone.blocks.0.attn.qkv.weight"]
+    assert_close(qkv, case.expected["final.student.qkv0"], rel=1e-5)
+    assert_close(state["teacher.backbone.cls_token"], case.expected["final.teacher.cls_token"], rel=1e-5)
+    last_layer = state["teacher.head.last_layer.weight_v"]
+    assert_close(last_layer, case.expected["final.teacher.last_layer_weight_v"], rel=1e-5)
+
+
+def test_first_step_of_a_new_optimizer(case):
+    case.need("fresh.")
+    model = load(case).train()
+    result = train_step(case, model, make_optimizer(case, model, fresh=True), 0)
+    assert_close(result["output"].loss.detach(), case.expected["fresh.loss"], rel=1e-5)
+    qkv = result["before"]["student.backbone.blocks.0.attn.qkv.weight"].chunk(3)
+    for part, gradient in zip("qkv", qkv, strict=True):
+        key = f"fresh.grad_norm.blocks.0.{part}_proj.weight"
+        assert_close(gradient.norm(), case.expected[key], rel=1e-5, name=key)
+    state = to_official(model.state_dict())
+    for branch in ("student", "teacher"):
+        check_sums(case, f"fresh.{branch}_after.", state, branch)
+        table = state[f"{branch}.backbone.pos_embed"]
+        assert_close(table, case.expected[f"fresh.{branch}_after_full.pos_embed"], rel=1e-5)
+
+
+def test_teacher_moves(case):
+    model = load(case)
+    model.on_step_begin({})
+    model._num_micro_batches = 1
+    model.on_optimizer_step({"momentum": case.info["protocol"]["ema_momentum"]})
+    (prefix,) = {re.match(r"ema_m[\d.]+\.", key)[0] for key in case.expected if key.startswith("ema_m")}
+    check_sums(case, prefix, to_official(model.state_dict()), "teacher")
+
+
+# ---- schedules, groups ----
+
+
+def test_schedules(case):
+    config = case.info["config"]
+    steps_per_epoch, steps = config["iters_per_epoch"], len(case.expected["schedule.lr"])
+    peak = config["lr"] * config["batch"] / 256
+    schedules = load(case).schedules(steps, steps_per_epoch)
+    expected = {
+        "lr": warmup_cosine(peak, config["min_lr"], steps, config["warmup_epochs"] * steps_per_epoch),
+        "wd": cosine(config["wd"], config["wd_end"], steps),
+        "momentum": schedules["momentum"],
+    }
+    for name, schedule in expected.items():
+        actual = torch.tensor([schedule(step) for step in range(steps)], dtype=torch.float64)
+        assert_close(actual, case.expected[f"schedule.{name}"].cpu(), rel=1e-12, name=name)
+    for epoch, temperature in enumerate(case.expected["schedule.teacher_temp"].tolist()):
+        for step in range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch):
+            assert schedules["teacher_temperature"](step) == pytest.approx(temperature, rel=1e-12)
+            assert schedules["last_layer_frozen"](step) == (epoch < config["freeze_last_layer"])
+
+
+def test_groups(case):
+    model = load(case)
+    names = {p: name for name, p in model.named_parameters()}
+    decays = {names[p]: group["weight_decay"] for group in parameter_groups(model, 1.0, 1.0) for p in group["params"]}
+    shaped = {name: torch.full_like(model.get_parameter(name), decay) for name, decay in decays.items()}
+    official = {name.removeprefix("student."): t.unique().item() for name, t in to_official(shaped).items()}
+    assert sorted(name for name, decay in official.items() if not decay) == sorted(case.info["no_weight_decay"])
+    assert not set(case.info["frozen_params"]) & official.keys()
+
+
+def test_options_of_the_file(case):
+    config, options = load(case).config, case.info["config"]
+    assert isinstance(config, PWSelfConfig)
+    assert (config.num_prototypes, config.head_hidden_dim) == (options["out_dim"], options["hidden_dim"])
+    assert (config.head_bottleneck_dim, config.num_local_views) == (options["bottleneck_dim"], options["n_local"])
+    assert config.norm_last_layer == options["norm_last_layer"] and config.drop_path_rate == 0
+    assert config.student_temperature == case.info["student_temp"]
+    assert math.isclose(config.center_momentum, case.info["center_momentum"])
