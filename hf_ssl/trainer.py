@@ -141,7 +141,7 @@ class SSLTrainer(Trainer):
         self._schedules: dict[str, Schedule] = {}
         self._values: dict[str, float] = {}
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
-        self._steps_per_epoch = 1
+        self._steps_per_epoch = 0  # known when there is a data loader
         self._repeated: RepeatedBatches | None = None
         self._repeated_views: dict[int, Batch] = {}  # by micro-batch, where a batch is trained several steps
         self._is_writing_aside = False
@@ -438,9 +438,14 @@ class SSLTrainer(Trainer):
             self._loss_log.check_gradient(norm.detach(), self.state.global_step + 1)
         return norm
 
-    def skip_bad_step(self) -> None:
-        """Called by [`StepCallback`] before the optimizer: leave a non-finite step out, where that was asked for."""
-        self.model.on_gradients(self._values)
+    def before_optimizer(self) -> None:
+        """Called by [`StepCallback`] when the gradients are complete, before the optimizer's step."""
+        self._skip_bad_step()
+        if not self._is_step_skipped:
+            self.model.on_gradients(self._values)
+
+    def _skip_bad_step(self) -> None:
+        """Leave a non-finite step out, where that was asked for."""
         self._is_step_skipped = False
         if not self.args.max_skipped_steps:
             return
@@ -522,6 +527,10 @@ class SSLTrainer(Trainer):
         # A share of the steps is rounded down, as the originals do.
         warmup = args.warmup_steps if args.warmup_steps >= 1 else num_training_steps * args.warmup_steps
         unit = 1 if args.schedule_unit == "step" else self._steps_per_epoch
+        if not unit:
+            raise ValueError(
+                "schedule_unit='epoch' needs the length of an epoch, which is known when training begins."
+            )
         if warmup and not int(warmup / unit):
             logger.warning(
                 f"There is no warm-up: its {warmup:g} steps are less than {'an epoch' if unit > 1 else 'one'}. Set "

@@ -248,9 +248,9 @@ def test_no_code_is_run(tmp_path, place, function, authors_module):
     except CheckpointError as error:
         assert re.search(r"posix|no `state_dict` of tensors|no module", str(error)), error
     assert not (tmp_path / "sprung").exists()
-    if function != "os.mkdir":
-        torch.load(path, weights_only=False) if place == "dictionary" else None
-        assert (tmp_path / "sprung").exists() == (place == "dictionary"), "the trap works"
+    spring, arguments = trap.call
+    spring(*arguments)
+    assert (tmp_path / "sprung").exists(), "the trap would have shown"
 
 
 def test_whole_module_of_a_pretraining(tmp_path, authors_module):

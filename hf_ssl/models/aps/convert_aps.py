@@ -28,6 +28,7 @@ from .modeling_aps import APSForPreTraining
 
 # Their names of a ViT's parts and timm's.
 _TIMM_NAMES = {"patchify.": "patch_embed.proj.", "transformer.": "blocks.", "layer_norm.": "norm."}
+_APS_NAMES = {timms: theirs for theirs, timms in _TIMM_NAMES.items()}
 _ENCODER, _PROJECTOR, _PREDICTOR = "base_encoder.", "base_encoder.fc.", "predictor."
 
 
@@ -122,11 +123,7 @@ def encoder_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             positions = tensor.transpose(0, 1)
             renamed["pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
             continue
-        for theirs, timms in _TIMM_NAMES.items():
-            if name.startswith(theirs):
-                name = timms + name.removeprefix(theirs)
-                break
-        renamed[name] = tensor
+        renamed[_rename(name, _TIMM_NAMES)] = tensor
     return renamed
 
 
@@ -145,12 +142,16 @@ def encoder_to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name == "pos_embed":
             renamed["pos_embedding"] = tensor[:, 1:].transpose(0, 1)
             continue
-        for theirs, timms in _TIMM_NAMES.items():
-            if name.startswith(timms):
-                name = theirs + name.removeprefix(timms)
-                break
-        renamed[name] = tensor
+        renamed[_rename(name, _APS_NAMES)] = tensor
     return renamed
+
+
+def _rename(name: str, prefixes: Mapping[str, str]) -> str:
+    """The name with another beginning, if it has one that is known."""
+    for before, after in prefixes.items():
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
