@@ -82,7 +82,7 @@ class SSLTrainer(Trainer):
             `fingerprint()` names its content.
         views (`Callable[[dict[str, Tensor], Draws | None], dict[str, Tensor]]`):
             Turns such a batch into the arguments of `model.forward`, where `augment_on` says; its second argument are the
-            draws of the batch, None in a worker. What is done is saved beside the checkpoints if `views.config`, a
+            draws of the batch, on the CPU, or None in a worker. What is done is saved beside the checkpoints if `views.config`, a
             dataclass, tells it.
         monitor (`Callable[[SSLPreTrainedModel], dict[str, float]]`, *optional*):
             Measures the model in mid-run (see [`hf_ssl.evaluation.KNNMonitor`]); called by `evaluate`, so that
@@ -398,10 +398,10 @@ class SSLTrainer(Trainer):
     ) -> Any:
         """The views of a batch and the model's loss on them."""
         args, number, epoch, index = self.args, self.state.global_step, inputs["epoch"], inputs["index"]
-        draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index, args.device)
+        draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index)
         samples = Draws.for_samples(args.seed, epoch, index, view=-1)  # no view has that number
         repetition = number % self.model.steps_per_batch
-        step = Step(draws, samples, self._values, repetition)
+        step = Step(draws.to(args.device), samples, self._values, repetition)
         outputs = model(**self._make_views(inputs, draws, repetition), **self.model.step_inputs(step))
         loss = outputs["loss"]
         finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
@@ -418,7 +418,7 @@ class SSLTrainer(Trainer):
             return self._repeated_views[self._micro_batch]
         if repetition:  # resumed between two steps of a batch: made again, with the draws of its first
             args, first_step = self.args, self.state.global_step - repetition
-            draws = Draws.for_batch(args.seed, first_step, self._micro_batch, args.process_index, args.device)
+            draws = Draws.for_batch(args.seed, first_step, self._micro_batch, args.process_index)
         self._repeated_views.pop(self._micro_batch, None)  # the last batch's, before there are others
         views = self.views(inputs, draws)
         if self.model.steps_per_batch > 1:

@@ -4,6 +4,7 @@ from .aps import APSConfig, APSForPreTraining, sample_patches
 from .auto import METHODS, Method, get_method
 from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, mix_patches
+from .pw_self import PWSelfConfig, PWSelfForPreTraining, match_views
 from .relvit import RelViTConfig, RelViTForPreTraining
 
 
@@ -14,6 +15,8 @@ __all__ = [
     "Method",
     "PatchMixConfig",
     "PatchMixForPreTraining",
+    "PWSelfConfig",
+    "PWSelfForPreTraining",
     "RelViTConfig",
     "RelViTForPreTraining",
     "SSLConfig",
@@ -21,6 +24,7 @@ __all__ = [
     "SSLPreTrainedModel",
     "Step",
     "get_method",
+    "match_views",
     "mix_patches",
     "sample_patches",
 ]

@@ -12,6 +12,7 @@ from ..help import help_from_docstring
 from .aps import APSConfig, APSForPreTraining, APSViews, APSViewsConfig, convert_aps
 from .base import SSLConfig, SSLPreTrainedModel
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, PatchMixViews, PatchMixViewsConfig, convert_patchmix
+from .pw_self import PWSelfConfig, PWSelfForPreTraining, PWSelfViews, PWSelfViewsConfig, convert_pw_self
 from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig, convert_relvit
 from .reported import ReportedResults
 
@@ -178,6 +179,32 @@ METHODS: dict[str, Method] = {
             ),
             weights_license="cc-by-nc-4.0",
         ),
+    ),
+    "pw_self": Method(
+        config_class=PWSelfConfig,
+        model_class=PWSelfForPreTraining,
+        views_class=PWSelfViews,
+        views_config_class=PWSelfViewsConfig,
+        convert=convert_pw_self.convert,
+        official_encoder=convert_pw_self.official_encoder,
+        backbone_overrides={"layer_norm_eps": 1e-6},
+        eval_crop_ratio=0.875,
+        eval_interpolation="bicubic",
+        title="PW-Self",
+        summary=(
+            "A student learns to say of an image, and of every patch, what its teacher says of it in another crop: patches "
+            "of two crops are compared where they show the same place."
+        ),
+        paper="PW-Self: Patch-Wise Self-Supervised Visual Representation Learning",
+        arxiv="2310.18651",
+        citation="""@misc{javidani2023pwself,
+  title         = {PW-Self: Patch-Wise Self-Supervised Visual Representation Learning},
+  author        = {Javidani, Ali and Sadeghi, Mohammad Amin and Araabi, Babak Nadjar},
+  year          = {2023},
+  eprint        = {2310.18651},
+  archivePrefix = {arXiv},
+  primaryClass  = {cs.CV}
+}""",
     ),
 }
 

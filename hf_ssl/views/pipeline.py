@@ -185,7 +185,9 @@ class MultiViewPipeline:
         canvas (`int`, *optional*):
             Side of the square that images are resized to before anything is cut out of them; boxes then lie in it.
         shared_boxes (`bool`, *optional*, defaults to `False`):
-            Whether all images of a batch are cut and flipped alike (colors differ). The boxes are then per-batch draws.
+            Whether all images of a batch are cut and flipped alike. The boxes are then per-batch draws.
+        shared_colors (`bool`, *optional*, defaults to `False`):
+            Whether the colors of all images of a batch are changed alike, by per-batch draws too.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class MultiViewPipeline:
         seed: int = 0,
         canvas: int | None = None,
         shared_boxes: bool = False,
+        shared_colors: bool = False,
     ):
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if len(values) != 3:
@@ -211,8 +214,9 @@ class MultiViewPipeline:
                 )
         self.views = views
         self.image_mean, self.image_std = image_mean, image_std
-        self.seed, self.canvas, self.shared_boxes = seed, canvas, shared_boxes
-        self.needs_batch_draws = shared_boxes
+        self.seed, self.canvas = seed, canvas
+        self.shared_boxes, self.shared_colors = shared_boxes, shared_colors
+        self.needs_batch_draws = shared_boxes or shared_colors
         self.num_views = sum(map(len, views.values()))
         self._runs: list[_Run] = []
         number = 0
@@ -252,7 +256,8 @@ class MultiViewPipeline:
             draws ([`Draws`], *optional*): Per-batch draws, of one row; needed if the images of a batch share their boxes.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_views, 5)`, int64: see [`hf_ssl.views.boxes`].
+            `torch.Tensor` of shape `(batch_size, num_views, 5)`, int64: see [`hf_ssl.views.boxes`]. Shared boxes are where
+            the draws are.
         """
         if self.canvas is not None:
             sizes = torch.full_like(sizes, self.canvas)
@@ -264,19 +269,24 @@ class MultiViewPipeline:
                 for run in self._runs
             ]
             return torch.cat(drawn).transpose(0, 1)
-        if draws is None:
-            raise ValueError(
-                "The images of a batch share their boxes, which are drawn for the batch: give `draws` (Draws.for_batch). "
-                "Data-loading workers do not know the step: use --augment_on device."
-            )
         if len(index) == 0:
             return sizes.new_zeros(0, self.num_views, 5)
-        keys = draws.split(self.num_views).keys.split([run.count for run in self._runs])
+        keys = self._batch_keys(draws)
+        size = sizes[:1].to(keys.device) if self.canvas is None else keys.new_full((1, 2), self.canvas)
         drawn = [
-            draw_boxes(run.view, Draws(key), sizes[:1].expand(run.count, -1))
-            for run, key in zip(self._runs, keys, strict=True)
+            draw_boxes(run.view, Draws(keys[run.number : run.number + run.count]), size.expand(run.count, -1))
+            for run in self._runs
         ]
         return torch.cat(drawn).expand(len(index), -1, -1)
+
+    def _batch_keys(self, draws: Draws | None) -> Tensor:
+        """Per-batch draws of each view."""
+        if draws is None:
+            raise ValueError(
+                "The images of a batch share random draws, which are made for the batch: give `draws` (Draws.for_batch). "
+                "Data-loading workers do not know the step: use --augment_on device."
+            )
+        return draws.split(self.num_views).keys
 
     def _draws(self, run: _Run, epoch: Tensor, index: Tensor) -> Draws:
         """Per-sample draws of the views of a run: a row for each image of the first view, then of the second, …"""
@@ -314,11 +324,11 @@ class MultiViewPipeline:
                 `index` and `epoch` (int64 of shape `(batch_size,)`), and either sources of one size, `images` (uint8 of
                 shape `(batch_size, 3, height, width)`), or `boxes` and the crops that [`~MultiViewPipeline.render`] made.
             draws ([`Draws`], *optional*):
-                Per-batch draws, of one row; needed if the images of a batch share their boxes.
+                Per-batch draws, of one row; needed if the images of a batch share their boxes or their colors.
 
         Returns:
             `dict[str, torch.Tensor]`: normalized float32 tensors of shape `(num_views, batch_size, 3, size, size)`, and
-            `boxes`, int64 of shape `(batch_size, num_views, 5)`.
+            `boxes`, int64 of shape `(batch_size, num_views, 5)`; shared ones are where the draws are.
 
         Raises:
             `TypeError`: the images are not uint8.
@@ -334,6 +344,8 @@ class MultiViewPipeline:
         else:
             check_images(images)
             boxes = self.view_boxes(epoch, index, sizes_of(images), draws)
+            # Of shared boxes one row is enough, and on the device it is not waited for.
+            places = boxes[:1].to(index.device, non_blocking=True) if self.shared_boxes else boxes
             images, canvas = self._resize_to_canvas(images)
         outputs = {
             name: torch.empty(
@@ -344,6 +356,9 @@ class MultiViewPipeline:
         for run in self._runs:
             views = outputs[run.group][run.place : run.place + run.count]
             draws_of_run = self._draws(run, epoch, index)
+            if self.shared_colors:
+                keys = self._batch_keys(draws)[run.number : run.number + run.count].to(index.device, non_blocking=True)
+                draws_of_run = Draws(keys.repeat_interleave(len(index)))
             colors = draw_colors(run.view, draws_of_run)
             size = views.shape[2:].numel()
             if images is not None and images.device.type != "cpu":
@@ -353,8 +368,8 @@ class MultiViewPipeline:
                     crops = batch[f"{run.group}_crops"][:, run.place : run.place + run.count]
                     crops = crops[rows, part].transpose(0, 1).flatten(0, 1).to(torch.float32).div_(255)
                 else:
-                    of_part = boxes[:, run.number + part.start : run.number + part.stop]
-                    of_part = of_part[:1] if self.shared_boxes else of_part[rows]
+                    of_part = places[:, run.number + part.start : run.number + part.stop]
+                    of_part = of_part if self.shared_boxes else of_part[rows]
                     cut = [render(images[rows], of_view, run.view, canvas) for of_view in of_part.unbind(1)]
                     crops = cut[0] if len(cut) == 1 else torch.cat(cut)
                 own = slice(part.start * len(index) + rows.start, (part.stop - 1) * len(index) + rows.stop)

@@ -107,6 +107,10 @@ class Draws:
             key = _absorb(key, value)
         return cls(_mix(key))  # one more round than `for_samples`: other keys from the same four numbers
 
+    def to(self, device: torch.device) -> "Draws":
+        """The same draws made on another device, which is not waited for."""
+        return Draws(self.keys.to(device, non_blocking=True))
+
     def split(self, count: int) -> "Draws":
         """
         Every row becomes `count` rows with random numbers of their own, for example one for each view.

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForPreTraining, ViTConfig
+from transformers import ViTConfig
 
 from hf_ssl.models.pw_self import PWSelfConfig, PWSelfForPreTraining, PWSelfViews, PWSelfViewsConfig
 from hf_ssl.models.pw_self import token_pairs as pairs_module
@@ -12,10 +12,6 @@ from hf_ssl.views import Draws, View
 from ..device import DEVICE
 from .common import SSLModelTester
 
-
-# Until the method is one of METHODS.
-AutoConfig.register("pw_self", PWSelfConfig, exist_ok=True)
-AutoModelForPreTraining.register(PWSelfConfig, PWSelfForPreTraining, exist_ok=True)
 
 BACKBONE = {
     "hidden_size": 36,

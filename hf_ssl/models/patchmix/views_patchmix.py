@@ -252,6 +252,7 @@ class PatchMixViews(MultiViewPipeline):
             )
         inputs = super().__call__(batch)
         del inputs["boxes"]
+        draws = draws.to(batch["index"].device)
         streams = draws.split(self.num_views).keys.split([len(group) for group in self.views.values()])
         for (name, group), keys in zip(self.views.items(), streams, strict=True):
             permutation = Draws(keys).permutation("mix", (group[0].side // self.patch_size) ** 2)

@@ -84,22 +84,51 @@ def pair_tokens(
     Returns:
         [`TokenPairs`]: of all images.
     """
-    (large, small), num_local_views = num_tokens, local_matches.shape[1]
-    targets = _targets(global_matches, local_matches, large, small)
-    num_images, num_student, _ = targets.shape
-    compared = targets >= 0
+    large, small = num_tokens
+    lists, counts = _lists(global_matches, local_matches, large, small, class_loss_weight)
+    # Copies without values that have to be waited for.
+    lists = {name: tensor.to(device, non_blocking=True) for name, tensor in lists.items()}
+    if len(counts[0]) < batch_size:
+        lists = _for_all_images(lists, batch_size)
+        counts = counts[0] * batch_size, counts[1] * batch_size
+    view, place, teacher = lists["view"], lists["place"], lists["teacher"]
+    rows = torch.where(
+        view < 2,
+        (view * batch_size + lists["image"]) * large + place,
+        (2 * large + (view - 2) * small) * batch_size + lists["image"] * small + place,
+    )
+    return TokenPairs(
+        student_rows=rows,
+        teacher_rows=(teacher // large * batch_size + lists["teacher_image"]) * large + teacher % large,
+        positions=teacher % large,
+        is_class=place == 0,
+        targets=lists["targets"],
+        compared=lists["compared"],
+        weights=lists["weights"] / batch_size,
+        pair_numbers=lists["pair_numbers"],
+        blocks=_blocks(*counts, max(1, (_SCORES_ON_CPU if rows.is_cpu else _SCORES) // num_prototypes)),
+    )
 
-    token = torch.arange(num_student, device=targets.device)
+
+def _lists(
+    global_matches: Tensor, local_matches: Tensor, large: int, small: int, class_loss_weight: float | None
+) -> tuple[dict[str, Tensor], tuple[list[int], list[int]]]:
+    """
+    The tokens that are compared, image by image, with all that [`TokenPairs`] says of them: the student's with their view and
+    their place in it, the teacher's as numbers from 0 to twice `large`; and how many an image has of either.
+    """
+    targets, num_pairs = _targets(global_matches, local_matches, large, small), 2 + 2 * local_matches.shape[1]
+    compared = targets >= 0
+    token, of_teacher = torch.arange(targets.shape[1], device=targets.device), torch.arange(2, device=targets.device)
     is_large = token < 2 * large
     view = torch.where(is_large, token // large, 2 + (token - 2 * large) // small)
     place = torch.where(is_large, token % large, (token - 2 * large) % small)
-    first_of_teacher = torch.arange(2, device=targets.device) * (1 + num_local_views)
-    pair_numbers = first_of_teacher + (view - 1).clamp(min=0)[:, None]
-    weights = _weights(compared, pair_numbers, place == 0, 2 + 2 * num_local_views, class_loss_weight) / batch_size
+    pair_numbers = of_teacher * (num_pairs // 2) + (view - 1).clamp(min=0)[:, None]
+    weights = _weights(compared, pair_numbers, place == 0, num_pairs, class_loss_weight)
 
-    # The teacher's tokens that are wanted, and their numbers.
-    wanted_tokens = torch.where(compared, targets + large * torch.arange(2, device=targets.device), 2 * large)
-    wanted = torch.zeros(num_images, 2 * large + 1, dtype=torch.bool, device=targets.device)
+    # The teacher's tokens that are wanted, and their numbers among these.
+    wanted_tokens = torch.where(compared, targets + large * of_teacher, 2 * large)
+    wanted = torch.zeros(len(targets), 2 * large + 1, dtype=torch.bool, device=targets.device)
     wanted = wanted.scatter_(1, wanted_tokens.flatten(1), True)[:, :-1]
     numbers = (wanted.flatten().cumsum(0) - 1).view_as(wanted)
     targets = numbers.gather(1, wanted_tokens.clamp(max=2 * large - 1).flatten(1)).view_as(targets)
@@ -108,36 +137,22 @@ def pair_tokens(
     used = compared.any(-1)
     image, student = used.nonzero(as_tuple=True)
     teacher_image, teacher = wanted.nonzero(as_tuple=True)
-    counts = used.sum(1).tolist(), wanted.sum(1).tolist()
-    targets, compared, weights = (tensor[image, student] for tensor in (targets, compared, weights))
-    if num_images < batch_size:  # all images are alike
-        offset = torch.arange(batch_size, device=targets.device)
-        targets = torch.where(compared, targets + offset[:, None, None] * len(teacher), 0).flatten(0, 1)
-        compared, weights = compared.repeat(batch_size, 1), weights.repeat(batch_size, 1)
-        image, teacher_image = offset.repeat_interleave(len(student)), offset.repeat_interleave(len(teacher))
-        student, teacher = student.repeat(batch_size), teacher.repeat(batch_size)
-        counts = counts[0] * batch_size, counts[1] * batch_size
+    lists = {"image": image, "teacher_image": teacher_image, "teacher": teacher}
+    for name, values in (("view", view), ("place", place), ("pair_numbers", pair_numbers)):
+        lists[name] = values[student]
+    for name, values in (("targets", targets), ("compared", compared), ("weights", weights)):
+        lists[name] = values[image, student]
+    return lists, (used.sum(1).tolist(), wanted.sum(1).tolist())
 
-    rows = torch.where(
-        is_large[student],
-        (view[student] * batch_size + image) * large + place[student],
-        (2 * large + (view[student] - 2) * small) * batch_size + image * small + place[student],
-    )
-    on_cpu = device is None or device.type == "cpu"
-    tensors = {
-        "student_rows": rows,
-        "teacher_rows": (teacher // large * batch_size + teacher_image) * large + teacher % large,
-        "positions": teacher % large,
-        "is_class": (place == 0)[student],
-        "targets": targets,
-        "compared": compared,
-        "weights": weights,
-        "pair_numbers": pair_numbers[student],
-    }
-    return TokenPairs(
-        **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()},
-        blocks=_blocks(*counts, max(1, (_SCORES_ON_CPU if on_cpu else _SCORES) // num_prototypes)),
-    )
+
+def _for_all_images(lists: dict[str, Tensor], batch_size: int) -> dict[str, Tensor]:
+    """Lists of one image, repeated for a batch of images that are all cropped alike."""
+    num_student, num_teacher = len(lists["view"]), len(lists["teacher"])
+    offset = torch.arange(batch_size, device=lists["image"].device)
+    lists = {name: tensor.repeat(batch_size, *[1] * (tensor.ndim - 1)) for name, tensor in lists.items()}
+    image = offset.repeat_interleave(num_student)
+    targets = torch.where(lists["compared"], lists["targets"] + image[:, None] * num_teacher, 0)
+    return lists | {"image": image, "teacher_image": offset.repeat_interleave(num_teacher), "targets": targets}
 
 
 def _targets(global_matches: Tensor, local_matches: Tensor, large: int, small: int) -> Tensor:

@@ -31,6 +31,8 @@ class PWSelfViewsConfig:
             The small views.
         canvas (`int`, *optional*, defaults to 256):
             Side of the square that images are resized to before they are cropped, in pixels.
+        shared_colors (`bool`, *optional*, defaults to `False`):
+            Whether the colors of all images of a batch are changed alike, as in the authors' code.
         image_mean (`list[float]`, *optional*):
             Mean of each channel, in [0, 1].
         image_std (`list[float]`, *optional*):
@@ -41,6 +43,7 @@ class PWSelfViewsConfig:
     global2: View = field(default_factory=lambda: _view(scale=[0.4, 1.0], blur=0.1, solarize=0.2))
     local: View = field(default_factory=lambda: _view(size=96, scale=[0.05, 0.4], blur=0.5))
     canvas: int = 256
+    shared_colors: bool = False
     image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
@@ -115,6 +118,7 @@ class PWSelfViews(MultiViewPipeline):
             seed,
             canvas=config.canvas,
             shared_boxes=model_config.geometry == "batch",
+            shared_colors=config.shared_colors,
         )
 
     def __call__(self, batch: dict[str, Tensor], draws: Draws | None = None) -> dict[str, Tensor]:
@@ -124,7 +128,7 @@ class PWSelfViews(MultiViewPipeline):
                 `index` and `epoch` (int64 of shape `(batch_size,)`) and `images` (uint8 of shape
                 `(batch_size, 3, height, width)`), of any size.
             draws ([`Draws`], *optional*):
-                Per-batch draws, of one row; needed if the images of a batch are cropped alike.
+                Per-batch draws, of one row; needed if the images of a batch are cropped or colored alike.
 
         Returns:
             `dict[str, torch.Tensor]`: the arguments of [`PWSelfForPreTraining`]: `pixel_values`, float32 of shape
