@@ -82,7 +82,7 @@ class SSLTrainer(Trainer):
             `fingerprint()` names its content.
         views (`Callable[[dict[str, Tensor], Draws | None], dict[str, Tensor]]`):
             Turns such a batch into the arguments of `model.forward`, where `augment_on` says; its second argument are the
-            draws of the batch, on the CPU, or None in a worker. What is done is saved beside the checkpoints if `views.config`, a
+            draws of the batch (on the CPU) or None in a worker. What is done is saved beside checkpoints if `views.config`, a
             dataclass, tells it.
         monitor (`Callable[[SSLPreTrainedModel], dict[str, float]]`, *optional*):
             Measures the model in mid-run (see [`hf_ssl.evaluation.KNNMonitor`]); called by `evaluate`, so that
