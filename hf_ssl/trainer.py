@@ -41,7 +41,7 @@ from .checkpoints import (
     read_manifest,
 )
 from .clipping import clip_per_parameter_
-from .data import AugmentedSource, EpochSampler, RepeatedBatches, collate, end_workers_at_exit, start_worker
+from .data import AugmentedSource, EpochSampler, RepeatedBatches, collate, prepare_for_workers, start_worker
 from .data.repeat import only
 from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
@@ -224,7 +224,7 @@ class SSLTrainer(Trainer):
             [`NonFiniteLossError`]: the loss is not finite.
             [`TrainingInterrupted`]: the run was stopped by Ctrl-C or SIGTERM; a checkpoint was written.
         """
-        end_workers_at_exit()
+        prepare_for_workers()
         self._checkpoint = self._agree_on_start(resume_from_checkpoint)
         if self._checkpoint is not None:
             self.args.eval_on_start = False

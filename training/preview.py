@@ -5,8 +5,8 @@
 
 It takes the flags and recipes of `pretrain.py`; with those of a run it shows the views of that run. Boxes that the images of
 a batch share are those of the first step, and images that are mixed are mixed with others of those that are shown. Where an
-encoder is shown some patches of a view only, the others are blank. Like a run it opens all images first: their sizes decide
-how they are read.
+encoder is shown some patches of a view only, the others are blank; where patches of two views are compared, they have
+one color. Like a run it opens all images first: their sizes decide how they are read.
 """
 
 from dataclasses import dataclass, field
@@ -68,13 +68,19 @@ def image_views(outputs: dict[str, Tensor], mean: list[float], std: list[float])
     return views
 
 
-def view_boxes(views: Any, batch: dict[str, Tensor], outputs: dict[str, Tensor], sources: list[Tensor]) -> Tensor:
+def view_boxes(
+    views: Any, batch: dict[str, Tensor], outputs: dict[str, Tensor], sources: list[Tensor], draws: Draws
+) -> Tensor:
     """Where the views of a batch lie in their sources: int64 of shape `(batch_size, num_views, 5)`."""
-    # With a canvas, the boxes of the batch are those that workers cut out of photos, not those of the views.
-    for tensors in (outputs, batch):
-        if "boxes" in tensors:
-            return tensors["boxes"].cpu()
-    return views.boxes(batch["epoch"], batch["index"], torch.tensor([image.shape[1:] for image in sources]))
+    sizes = torch.tensor([image.shape[1:] for image in sources])
+    if "boxes" in outputs:
+        return outputs["boxes"].cpu()
+    if getattr(views, "canvas", None) is not None:
+        # The boxes of the batch are those that workers cut out of photos, not those of the views.
+        return views.view_boxes(batch["epoch"], batch["index"], sizes, draws)
+    if "boxes" in batch:
+        return batch["boxes"].cpu()
+    return views.boxes(batch["epoch"], batch["index"], sizes)
 
 
 def on_canvas(image: Tensor, canvas: int | None) -> Tensor:
@@ -114,21 +120,21 @@ def main() -> None:
     rows = np.linspace(0, len(source) - 1, min(args.num_images, len(source))).astype(int).tolist()
     batch: Any = source.__getitems__([(args.epoch, row) for row in rows])
     sources = [on_canvas(source[row]["image"], getattr(views, "canvas", None)) for row in rows]
-    outputs = views(batch, Draws.for_batch(training_args.seed, step=0))
-    shows_patches = hasattr(views, "pictures")
-    if shows_patches:
-        outputs = views.pictures(outputs)
+    draws = Draws.for_batch(training_args.seed, step=0)
+    outputs, frames = views(batch, draws), None
+    if hasattr(views, "pictures"):
+        outputs, frames = views.pictures(outputs)
     shown = image_views(outputs, views_config.image_mean, views_config.image_std)
     title = f"{method.title} ({args.mode}) on {dataset_name(args.dataset)}, epoch {args.epoch}"
     plot_views(
         args.output,
         sources=sources,
         views=list(shown.values()),
-        boxes=view_boxes(views, batch, outputs, sources),
+        boxes=view_boxes(views, batch, outputs, sources, draws),
         names=list(shown),
         title=title,
-        frames=[int(name.split()[-1]) - 1 for name in shown] if shows_patches else None,
-        without_box="the patches that the encoder sees, step by step" if shows_patches else "made of several images",
+        frames=frames,
+        without_box=getattr(views, "pictures_show", "made of several images"),
     )
     print(f"{args.output}\n{title}: {describe(sources, shown, len(source))}")
 

@@ -7,7 +7,7 @@ from .repeat import RepeatedBatches
 from .sampler import EpochSampler
 from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source
 from .verify import verify_images
-from .workers import end_workers_at_exit, start_worker
+from .workers import prepare_for_workers, start_worker
 
 
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
     "TensorSource",
     "collate",
     "decode_rgb",
-    "end_workers_at_exit",
     "image_size",
     "load_image_data",
     "make_source",
+    "prepare_for_workers",
     "start_worker",
     "verify_images",
 ]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from functools import cache
 from multiprocessing.util import Finalize
 
@@ -11,7 +12,7 @@ def start_worker(worker_id: int) -> None:
     """
     What a `DataLoader`'s worker does first (`worker_init_fn`): it leaves Ctrl-C and SIGTERM, which reach all processes of
     a terminal or a job, to the main process, and lives on until that has written its checkpoint. The main process has to
-    call [`end_workers_at_exit`].
+    call [`prepare_for_workers`].
 
     Args:
         worker_id (`int`): Number of the worker.
@@ -20,16 +21,20 @@ def start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def end_workers_at_exit() -> None:
+def prepare_for_workers() -> None:
     """
-    Let the process that starts workers kill those that are left when it exits. Python would send them SIGTERM, which
-    they ignore, and wait for them forever.
+    What a process has to do once before it starts workers that call [`start_worker`]:
+
+    - Kill those that are left when it exits. Python would send them SIGTERM, which they ignore, and wait for them forever.
+    - Fork them when no thread is changing the interpreter's list of threads. CPython 3.11 hangs in a child that was forked
+      then, and threads of a process group (gloo) do so whenever they let go of a tensor.
     """
-    _register(os.getpid())
+    _kill_at_exit(os.getpid())
+    _fork_between_changes_of_threads()
 
 
 @cache
-def _register(pid: int) -> None:
+def _kill_at_exit(pid: int) -> None:
     """Once for each process: a forked one has its parent's memory, but not what its parent does at exit."""
     Finalize(None, _kill_workers, exitpriority=100)
 
@@ -40,3 +45,9 @@ def _kill_workers() -> None:
     for process in multiprocessing.active_children():
         if process.daemon:  # Python ends these at exit, and no others
             process.kill()
+
+
+@cache
+def _fork_between_changes_of_threads() -> None:
+    # It takes the lock of that list and gives it back: a thread that holds it is waited for.
+    os.register_at_fork(before=lambda: sys._current_frames())

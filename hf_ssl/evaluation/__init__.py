@@ -3,6 +3,7 @@
 from .features import POOLINGS, extract_features, pixel_features, pool_features
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
 from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
+from .patch_retrieval import match_ranks, patch_retrieval
 from .similarity import instance_similarity
 
 
@@ -15,7 +16,9 @@ __all__ = [
     "instance_similarity",
     "knn_accuracy",
     "knn_votes",
+    "match_ranks",
     "nearest_neighbors",
+    "patch_retrieval",
     "pixel_features",
     "pool_features",
 ]

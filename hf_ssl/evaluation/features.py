@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from ..data import end_workers_at_exit, start_worker
+from ..data import prepare_for_workers, start_worker
 from ..distributed import all_gather, rank, world_size
 
 
@@ -113,7 +113,7 @@ def _extract(
     if world_size() > 1:
         first = rank() * count
         dataset = Subset(dataset, [(first + i) % total for i in range(count)])
-    end_workers_at_exit()
+    prepare_for_workers()
     loader: DataLoader[Any] = DataLoader(
         _Processed(dataset, processor),
         batch_size=batch_size,

@@ -100,6 +100,8 @@ class APSViews(MultiViewPipeline):
         seed (`int`, *optional*, defaults to 0): The seed of the run.
     """
 
+    pictures_show = "the patches that the encoder sees, step by step"
+
     def __init__(self, config: APSViewsConfig, model_config: APSConfig, seed: int = 0):
         image_size: int = model_config.backbone_config.image_size
         view = replace(config.view, size=config.view.size or image_size)
@@ -139,7 +141,7 @@ class APSViews(MultiViewPipeline):
         )
         return inputs
 
-    def pictures(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def pictures(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
         """
         What the encoder is shown, for the eye.
 
@@ -147,8 +149,9 @@ class APSViews(MultiViewPipeline):
             inputs (`dict[str, torch.Tensor]`): What the views of a batch are, as they are returned.
 
         Returns:
-            `dict[str, torch.Tensor]`: `view 1`, then `step 1 view 1`, … where the patches that the encoder does not see in
-            this step have the mean color; then the second view; each of shape `(batch_size, 3, image_size, image_size)`.
+            `tuple[dict[str, torch.Tensor], list[int]]`: `view 1`, then `step 1 view 1`, … where the patches that the encoder
+            does not see in this step have the mean color; then the second view; each of shape
+            `(batch_size, 3, image_size, image_size)`; and the number of the view that each is of, from 0.
         """
         views, patches = inputs["pixel_values"], inputs["patch_indices"]
         rows, columns = self.model_config.grid
@@ -156,12 +159,13 @@ class APSViews(MultiViewPipeline):
         mask = shown.unflatten(-1, (rows, columns))[..., None, :, :]
         size: int = self.model_config.backbone_config.patch_size
         mask = mask.repeat_interleave(size, -2).repeat_interleave(size, -1)
-        pictures = {}
+        pictures, numbers = {}, []
         for number, view in enumerate(views, 1):
             pictures[f"view {number}"] = view
             for step, shown_in_step in enumerate(mask[:, number - 1], 1):
                 pictures[f"step {step} view {number}"] = view * shown_in_step
-        return pictures
+            numbers += [number - 1] * (1 + len(patches))
+        return pictures, numbers
 
 
 __all__ = ["APSViews", "APSViewsConfig", "sample_patches"]

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ...help import documented
-from ...views import Draws, MultiViewPipeline, View, correspondences
+from ...views import Draws, MultiViewPipeline, View, correspondences, normalize
 from .configuration_pw_self import PWSelfConfig
 
 
@@ -86,6 +87,8 @@ class PWSelfViews(MultiViewPipeline):
         seed (`int`, *optional*, defaults to 0): The seed of the run.
     """
 
+    pictures_show = "every place of the first view has a color, what it does not show is white"
+
     def __init__(self, config: PWSelfViewsConfig, model_config: PWSelfConfig, seed: int = 0):
         backbone = model_config.backbone_config
         large, small = (
@@ -142,6 +145,62 @@ class PWSelfViews(MultiViewPipeline):
         if "local_pixel_values" in inputs:
             inputs["local_matches"] = local_matches
         return inputs
+
+    def pictures(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
+        """
+        The views, and which patches of them are compared with the first large view, for the eye.
+
+        Args:
+            inputs (`dict[str, torch.Tensor]`): What the views of a batch are, as they are returned.
+
+        Returns:
+            `tuple[dict[str, torch.Tensor], list[int]]`: all views, and each again in colors: every patch of the first one has
+            a color, and patches of the others have that of their match, or are white; each of shape
+            `(batch_size, 3, side, side)`; and the number of the view that each is of, from 0.
+        """
+        large, small = inputs["pixel_values"], inputs.get("local_pixel_values")
+        names = ["global 1", "global 2", *(f"local {i + 1}" for i in range(0 if small is None else len(small)))]
+        views = [*large, *(() if small is None else small)]
+        matches = [inputs["global_matches"][0], *(() if small is None else inputs["local_matches"][0])]
+        places = torch.arange(self.grid[0] * self.grid[1], device=large.device)
+        itself = places[None, :, None].expand(1, -1, 2)
+        painted = [
+            self._paint(view, of_view, self.grid if number < 2 else self.local_grid)
+            for number, (view, of_view) in enumerate(zip(views, [itself, *matches], strict=True))
+        ]
+        pictures = dict(zip(names, views, strict=True)) | {
+            f"{name[0].upper()}{name.split()[1]} matches": view for name, view in zip(names, painted, strict=True)
+        }
+        return pictures, [*range(len(names))] * 2
+
+    def _paint(self, view: Tensor, matches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A view in the colors of the first view's patches that its own are matched with."""
+        teacher, student = matches.to(view.device).expand(len(view), -1, -1).unbind(-1)
+        colors = place_colors(self.grid).to(view.device)[teacher.clamp(min=0)]
+        count = grid[0] * grid[1]
+        patches = torch.ones(len(view), count + 1, 3, device=view.device)
+        free_places_last = torch.where(student < 0, count, student)[..., None].expand(-1, -1, 3)
+        patches = patches.scatter_(1, free_places_last, colors)[:, :count].unflatten(1, grid).permute(0, 3, 1, 2)
+        side = view.shape[-1] // grid[0]
+        layer = normalize(
+            patches.repeat_interleave(side, -2).repeat_interleave(side, -1), self.image_mean, self.image_std
+        )
+        return view.lerp(layer, 0.6)
+
+
+def place_colors(grid: tuple[int, int]) -> Tensor:
+    """
+    A color for each patch of a view: those of neighbors are alike, and no two are the same.
+
+    Args:
+        grid (`tuple[int, int]`): Rows and columns of the patches.
+
+    Returns:
+        `torch.Tensor` of shape `(rows * columns, 3)`, float32 in [0, 1].
+    """
+    corners = torch.tensor([[0.0, 0.45, 0.85], [0.95, 0.6, 0.0], [0.0, 0.65, 0.4], [0.85, 0.1, 0.45]])
+    corners = corners.T.view(1, 3, 2, 2)
+    return interpolate(corners, size=grid, mode="bilinear", align_corners=True).flatten(2)[0].T
 
 
 __all__ = ["PWSelfViews", "PWSelfViewsConfig", "match_views"]
