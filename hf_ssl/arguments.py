@@ -48,7 +48,7 @@ class PretrainArguments:
         default=None,
         metadata={
             "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
-            "that of the method (PatchMix: 0.875), or else 0.875 from 128 pixels on and 1 below."
+            "that of the method (PatchMix, PW-Self: 0.875), or else 0.875 from 128 pixels on and 1 below."
         },
     )
     knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})

@@ -47,7 +47,7 @@ class ConvertArguments:
         default=None,
         metadata={
             "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
-            "that of the method (PatchMix: 0.875), or else 0.875 from 128 pixels on and 1 below."
+            "that of the method (PatchMix, PW-Self: 0.875), or else 0.875 from 128 pixels on and 1 below."
         },
     )
     encoder: str = field(

@@ -94,6 +94,19 @@ def test_patchmix(preview, photos):
         preview(*flags, "--num_images", 2)
 
 
+def test_pw_self(preview, photos):
+    """Every view is shown twice: as it is, and in the colors of the first view's patches that its own are matched with."""
+    _, pixels, line = preview("--method", "pw_self", "--num_images", 2)
+    assert line.endswith("digits, epoch 0: 2 of 1,437 images (16x16 px), 8 views of each (4 of 16 px, 4 of 8 px)")
+    # Shared boxes are drawn for the batch.
+    other = preview("--method", "pw_self", "--num_images", 2, "--geometry", "batch")[1]
+    assert not np.array_equal(pixels, other)
+    flags = ["--method", "pw_self", "--dataset", photos, "--image_size", 32, "--patch_size", 8, "--num_local_views", 0]
+    for geometry in ("batch", "sample"):
+        line = preview(*flags, "--canvas", 40, "--geometry", geometry)[2]
+        assert line.endswith("6 of 6 images (40x40 px), 4 views of each (32 px)")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -148,8 +161,8 @@ def test_image_views(script):
 
 
 def test_boxes_are_those_of_the_views(script):
-    """What the views return, else what workers cut out, else what is drawn for the sources shown."""
-    asked = []
+    """What the views return, else what lies on the canvas, else what workers cut out, else what is drawn for the sources."""
+    asked, draws = [], object()
 
     def boxes(epoch, index, sizes):
         asked.append(sizes)
@@ -158,10 +171,13 @@ def test_boxes_are_those_of_the_views(script):
     views, sources = types.SimpleNamespace(boxes=boxes), [torch.zeros(3, 4, 6), torch.zeros(3, 5, 7)]
     batch = {"epoch": torch.tensor([0, 0]), "index": torch.tensor([0, 1])}
     returned, cut = torch.zeros(2, 3, 5), torch.ones(2, 1, 5)
-    assert script["view_boxes"](views, batch | {"boxes": cut}, {"boxes": returned}, sources) is returned
-    assert script["view_boxes"](views, batch | {"boxes": cut}, {}, sources) is cut
-    assert script["view_boxes"](views, batch, {}, sources) == "drawn"
+    assert script["view_boxes"](views, batch | {"boxes": cut}, {"boxes": returned}, sources, draws) is returned
+    assert script["view_boxes"](views, batch | {"boxes": cut}, {}, sources, draws) is cut
+    assert script["view_boxes"](views, batch, {}, sources, draws) == "drawn"
     assert torch.equal(asked[0], torch.tensor([[4, 6], [5, 7]]))
+    views.canvas, views.view_boxes = 8, lambda epoch, index, sizes, draws: (epoch, index, sizes, draws)
+    on_canvas = script["view_boxes"](views, batch | {"boxes": cut}, {}, sources, draws)
+    assert on_canvas[:2] == (batch["epoch"], batch["index"]) and on_canvas[3] is draws
 
 
 def test_canvas(script):

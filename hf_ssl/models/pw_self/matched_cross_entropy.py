@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...views import full_precision
 from .token_pairs import TokenPairs
 
 
@@ -96,9 +97,10 @@ def matched_cross_entropy(
         `tuple[torch.Tensor, torch.Tensor]`: the loss, of shape `()`; and each cross-entropy, of shape
         `(num_student_tokens, 2)`, without gradient and of no meaning where there is no comparison.
     """
-    device = student.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student.dtype
-    with torch.autocast(device, enabled=False):
+    device, dtype = student.device.type, student.dtype
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with full_precision(student.device):
         student = _upcast(student)
         loss, entropies = _MatchedCrossEntropy.apply(
             student,
