@@ -67,8 +67,8 @@ def write_run_card(
             "images per step": trainer.images_per_step,
             "peak learning rate": args.learning_rate,
             "schedule": _schedule(args),
-            "weight decay": args.weight_decay,
-            "gradient clipping": args.max_grad_norm or "none",
+            "weight decay": _weight_decay(args),
+            "gradient clipping": _clipping(args),
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
             **_method_settings(model.config),
@@ -84,6 +84,18 @@ def write_run_card(
 def _schedule(args: Any) -> str:
     name: str = args.schedule or SchedulerType(args.lr_scheduler_type).value
     return f"{name}, changed once in an epoch" if args.schedule and args.schedule_unit == "epoch" else name
+
+
+def _weight_decay(args: Any) -> str:
+    final = "" if args.final_weight_decay is None else f" to {args.final_weight_decay:g}"
+    return f"{args.weight_decay:g}{final}"
+
+
+def _clipping(args: Any) -> str:
+    if not args.max_grad_norm:
+        return "none"
+    bounded = "each parameter" if args.gradient_clipping == "per_parameter" else "all gradients"
+    return f"{args.max_grad_norm:g}, of {bounded}"
 
 
 def _describe_backbone(arguments: dict[str, Any]) -> str:

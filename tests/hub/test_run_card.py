@@ -2,14 +2,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_ssl import PatchMixConfig, RelViTConfig
+from hf_ssl import PatchMixConfig, PWSelfConfig, RelViTConfig
 from hf_ssl.hub import write_run_card
 
 
-def settings_of_card(output_dir, method, config):
-    """The rows of the table of settings, in a card of a run that never was."""
+def settings_of_card(output_dir, method, config, **changed):
+    """
+    The rows of the table of settings, in a card of a run that never was: those of the method, or all if training arguments
+    are changed.
+    """
     args = {"learning_rate": 5e-4, "schedule": None, "lr_scheduler_type": "cosine", "weight_decay": 0.05, "seed": 0}
     args |= {"max_grad_norm": 0, "bf16": False, "fp16": False, "device": SimpleNamespace(type="cpu"), "world_size": 1}
+    args |= {"final_weight_decay": None, "gradient_clipping": "global"} | changed
     trainer = SimpleNamespace(
         args=SimpleNamespace(**args),
         model=SimpleNamespace(config=config),
@@ -29,7 +33,7 @@ def settings_of_card(output_dir, method, config):
     names = [name for name, _ in rows]
     assert len(set(names)) == len(names)
     assert names[:2] == ["mode", "recipe"] and "seed" in names
-    return dict(rows[names.index("seed") + 1 :])
+    return dict(rows if changed else rows[names.index("seed") + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -76,3 +80,22 @@ def test_settings_of_the_method(tmp_path, method, config, expected):
 
 def test_options_that_are_set_are_told(tmp_path):
     assert settings_of_card(tmp_path, "relvit", RelViTConfig(mega_patches=4))["mega patches"] == "4"
+
+
+def test_crops_of_a_batch_or_of_each_image(tmp_path):
+    for geometry in ("batch", "sample"):
+        assert settings_of_card(tmp_path, "pw_self", PWSelfConfig(geometry=geometry))["geometry"] == geometry
+
+
+@pytest.mark.parametrize(
+    ("changed", "decay", "clipping"),
+    [
+        ({"max_grad_norm": 0.0}, "0.05", "none"),
+        ({"max_grad_norm": 1.0}, "0.05", "1, of all gradients"),
+        ({"max_grad_norm": 3.0, "gradient_clipping": "per_parameter"}, "0.05", "3, of each parameter"),
+        ({"final_weight_decay": 0.4}, "0.05 to 0.4", "none"),
+    ],
+)
+def test_weight_decay_and_clipping(tmp_path, changed, decay, clipping):
+    settings = settings_of_card(tmp_path, "pw_self", PWSelfConfig(), **changed)
+    assert (settings["weight decay"], settings["gradient clipping"]) == (decay, clipping)
