@@ -92,10 +92,9 @@ def patch_retrieval(
         for start in tqdm(range(0, len(source), batch_size), desc="patches", delay=5, leave=False, disable=None):
             batch = views(source.__getitems__([(0, i) for i in range(start, min(start + batch_size, len(source)))]))
             pixel_values = batch["pixel_values"].to(encoder.device, encoder.dtype)
-            tokens = [encoder(pixel_values=crops).last_hidden_state[:, 1:].float() for crops in pixel_values]
-            boxes = batch["boxes"].transpose(0, 1)
-            first, second, valid = correspondences(boxes[0], boxes[1], grid, grid)
-            ranks = match_ranks(*tokens, torch.stack([first, second], dim=-1).to(encoder.device)).cpu()[valid]
+            tokens1, tokens2 = (encoder(pixel_values=crops).last_hidden_state[:, 1:].float() for crops in pixel_values)
+            *matches, valid = correspondences(batch["boxes"][:, 0], batch["boxes"][:, 1], grid, grid)
+            ranks = match_ranks(tokens1, tokens2, torch.stack(matches, dim=-1).to(encoder.device)).cpu()[valid]
             found += torch.stack([(ranks < limit).sum() for limit in k])
             num_queries += len(ranks)
     if not num_queries:

@@ -7,6 +7,8 @@ from transformers import ViTConfig
 
 from hf_ssl.models.pw_self import PWSelfConfig, PWSelfForPreTraining, PWSelfViews, PWSelfViewsConfig
 from hf_ssl.models.pw_self import token_pairs as pairs_module
+from hf_ssl.models.pw_self.matched_cross_entropy import matched_cross_entropy
+from hf_ssl.models.pw_self.token_pairs import pair_tokens
 from hf_ssl.views import Draws, View
 
 from ..device import DEVICE
@@ -67,6 +69,30 @@ def dense_loss(model, batch):
                     of_images.append(weight * entropy[0] + (1 - weight) * of_patches)
             losses.append(sum(of_images) / NUM_IMAGES)
     return sum(losses) / len(losses)
+
+
+def test_gradients_in_float16():
+    """Of thousands of tokens, each has a small weight, and prototypes are many: the products must not become zero."""
+    torch.manual_seed(0)
+    none = torch.zeros(2, 0, 1, 0, 2, dtype=torch.int64)
+    pairs = pair_tokens(torch.arange(8).view(1, 1, 8, 1).expand(2, 1, 8, 2), none, 8, (9, 1), 50_000)
+    pairs.weights /= 100  # as if there were more images
+    count = len(pairs.student_rows)
+    student = nn.functional.normalize(torch.randn(count, 6), dim=1).requires_grad_()
+    teacher = nn.functional.normalize(torch.randn(count, 6), dim=1)
+    prototypes = nn.functional.normalize(torch.randn(50_000, 6), dim=1).requires_grad_()
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.float16, enabled=enabled):
+            loss, _ = matched_cross_entropy(
+                student, prototypes, teacher, prototypes.detach(), torch.zeros(9, 50_000), pairs, 0.1, 0.5
+            )
+        gradients.append(torch.autograd.grad(loss * 65536, (student, prototypes)))
+    for exact, half in zip(*gradients, strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, exact, rtol=0, atol=0.03 * exact.abs().max().item())
+        assert nn.functional.cosine_similarity(half.flatten(), exact.flatten(), dim=0) > 0.999
+        assert (half != 0).float().mean() > 0.9
 
 
 class PWSelfTester(SSLModelTester):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ...views import full_precision
 from .token_pairs import TokenPairs
@@ -30,12 +31,15 @@ class _MatchedCrossEntropy(torch.autograd.Function):
         rows, columns, teacher_columns = student.to(dtype), prototypes.to(dtype), teacher_prototypes.to(dtype)
         entropies = student.new_empty(len(student), 2)
         grad_student, grad_prototypes = torch.empty_like(student), torch.zeros_like(prototypes)
+        # The largest weight becomes 1 while gradients are computed: in float16 they would be too small.
+        all_weights = pairs.weights.to(torch.promote_types(dtype, torch.float32))
+        scale = all_weights.amax()
         for of_student, of_teacher in pairs.blocks:
             expected = _upcast(teacher[of_teacher].to(dtype) @ teacher_columns.T)
             expected = expected.sub_(center[pairs.positions[of_teacher]]).div_(teacher_temperature).softmax(1)
             scores = _upcast(rows[of_student] @ columns.T).div_(student_temperature)
             log_sum = scores.logsumexp(1, keepdim=True)
-            weights = pairs.weights[of_student].to(scores.dtype)
+            weights = all_weights[of_student] / scale
             targets = (pairs.targets[of_student] - of_teacher.start).clamp(min=0)
             wanted = torch.zeros_like(scores)
             for view in (0, 1):
@@ -44,14 +48,17 @@ class _MatchedCrossEntropy(torch.autograd.Function):
                 wanted.addcmul_(of_view, weights[:, view : view + 1])
             # The loss's gradient by the scores: the student's distribution minus what the teacher wants.
             gradient = scores.sub_(log_sum).exp_().mul_(weights.sum(1, keepdim=True)).sub_(wanted)
-            gradient = gradient.div_(student_temperature).to(dtype)
+            gradient = gradient.to(dtype)
             grad_student[of_student] = (gradient @ columns).to(student.dtype)
             grad_prototypes += gradient.T @ rows[of_student]
+        for gradient in (grad_student, grad_prototypes):
+            gradient.mul_(scale / student_temperature)
         ctx.save_for_backward(grad_student, grad_prototypes)
         ctx.mark_non_differentiable(entropies)
         return (entropies * pairs.weights.to(entropies)).sum(), entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_student, grad_prototypes = ctx.saved_tensors
         return grad_student * grad, grad_prototypes * grad, *[None] * 6
