@@ -137,6 +137,7 @@ class SSLTrainer(Trainer):
         self._micro_batch = 0  # number of the next one in its step
         self._loss_log = self._new_loss_log()
         self._is_step_skipped = False
+        self._loss_scale = 1.0  # of float16
         self._checkpoint: str | None = None  # that the run is resumed from
         self._schedules: dict[str, Schedule] = {}
         self._values: dict[str, float] = {}
@@ -441,6 +442,7 @@ class SSLTrainer(Trainer):
     def before_optimizer(self) -> None:
         """Called by [`StepCallback`] when the gradients are complete, before the optimizer's step."""
         self._skip_bad_step()
+        self._loss_scale = self._current_loss_scale()
         if not self._is_step_skipped:
             self.model.on_gradients(self._values)
 
@@ -456,6 +458,8 @@ class SSLTrainer(Trainer):
             self._stop_for(found)
         self._is_step_skipped = True
         self.num_skipped_steps += 1
+        if self.accelerator.scaler is not None and self.args.max_grad_norm <= 0:
+            self.accelerator.unscale_gradients()  # the scaler wants to have seen them; clipping shows them to it
         logger.warning(f"Step {found.step} is skipped: {found.terms[0]}, samples {found.samples}.")
         self._loss_log.clear_non_finite()
         self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
@@ -464,8 +468,13 @@ class SSLTrainer(Trainer):
 
     def end_step(self) -> None:
         """Called by [`StepCallback`] after the optimizer's step, if it made one."""
-        if not self._is_step_skipped and not self.accelerator.optimizer_step_was_skipped:
+        # Float16's loss scaler makes its scale smaller when it skips a step; of a fused optimizer accelerate does not notice.
+        if not self._is_step_skipped and self._current_loss_scale() >= self._loss_scale:
             self.model.on_optimizer_step(self._values)
+
+    def _current_loss_scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _stop_if_not_finite(self) -> None:
         """Stop all processes if the loss of any of them was not finite; reads from the device."""

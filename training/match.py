@@ -7,14 +7,16 @@ It cuts a large and a small view out of the image, as PW-Self's pretraining does
 prints the numbers of the patches that match, in pairs.
 """
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import HfArgumentParser, ViTConfig
 
+from hf_ssl.data import ImageError, decode_rgb
 from hf_ssl.figures import plot_matches, require_matplotlib
 from hf_ssl.models.pw_self import PWSelfConfig, PWSelfViews, PWSelfViewsConfig
 from hf_ssl.views import Draws
@@ -27,15 +29,15 @@ class MatchArguments:
     output: str = field(default="result.png", metadata={"help": "The PNG file to write."})
     patch_size: int = field(
         default=32,
-        metadata={"help": "Side of a patch, in pixels; views have 224 and 96 pixels, which it must divide."},
+        metadata={"help": "Side of a patch, in pixels: 8, 16 or 32; the views have 224 and 96 pixels."},
     )
     seed: int = field(default=0, metadata={"help": "Other seeds, other crops."})
 
     def __post_init__(self) -> None:
         if Path(self.output).suffix.lower() != ".png":
             raise ValueError(f"output={self.output!r} must be the name of a PNG file, such as result.png.")
-        if self.patch_size < 1 or 224 % self.patch_size or 96 % self.patch_size:
-            raise ValueError(f"patch_size={self.patch_size} must divide 224 and 96: 1, 2, 4, 8, 16 or 32.")
+        if self.patch_size not in (8, 16, 32):
+            raise ValueError(f"patch_size={self.patch_size} must be 8, 16 or 32, to divide 224 and 96 and be seen.")
 
 
 def make_views(photo: Image.Image, patch_size: int, seed: int) -> tuple[PWSelfViews, dict[str, Tensor]]:
@@ -50,23 +52,16 @@ def make_views(photo: Image.Image, patch_size: int, seed: int) -> tuple[PWSelfVi
     return views, views({"images": images, "index": first, "epoch": first}, Draws.for_batch(seed, step=0))
 
 
-def open_photo(path: str) -> Image.Image:
-    """The photo, in RGB."""
-    try:
-        with Image.open(path) as photo:
-            return photo.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise SystemExit(
-            f"{path} cannot be read as an image: {error}. Give a photo, such as a JPEG or PNG file."
-        ) from error
-
-
 def main() -> None:
     parser = HfArgumentParser(MatchArguments, description=__doc__)
     parser.add_argument("image", help="The photo.")
     args, rest = parser.parse_args_into_dataclasses()
     require_matplotlib()
-    views, inputs = make_views(open_photo(rest.image), args.patch_size, args.seed)
+    try:
+        photo = decode_rgb({"path": rest.image, "bytes": None})
+    except ImageError as error:
+        sys.exit(str(error))
+    views, inputs = make_views(photo, args.patch_size, args.seed)
     matches = inputs["local_matches"][0, 0, 0]
     matches = matches[matches[:, 0] >= 0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.image_mean, views.image_std))

@@ -2,13 +2,14 @@
 
     python training/patch_retrieval.py --model outputs/pw_self --dataset cifar10
 
-Of two random crops of each test image, every patch of the first one that the second one shows too is looked for among the
-patches of the second one, by the cosine similarity of the encoder's tokens.
+Of two random crops of each test image (without a test split, of each training image), every patch of the first one that the
+second one shows too is looked for among the patches of the second one, by the cosine similarity of the encoder's tokens.
 """
 
 import json
 from dataclasses import dataclass, field
 
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers import AutoImageProcessor, AutoModel, HfArgumentParser
 
@@ -23,7 +24,7 @@ class PatchRetrievalArguments:
 
     model: str = field(metadata={"help": "The encoder: a folder that a run has written, or its id on the Hub."})
     dataset: str = field(default="digits", metadata={"help": "The images, as in pretrain.py."})
-    max_test_samples: int | None = field(default=2000, metadata={"help": "Images measured, a random choice."})
+    max_samples: int | None = field(default=2000, metadata={"help": "Images measured, a random choice."})
     k: list[int] = field(
         default_factory=lambda: [1, 5], metadata={"help": "Nearest patches among which the match counts as found."}
     )
@@ -37,13 +38,21 @@ class PatchRetrievalArguments:
 def main() -> None:
     (args,) = HfArgumentParser(PatchRetrievalArguments).parse_args_into_dataclasses()
     encoder, processor = AutoModel.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
-    data = load_image_data(args.dataset, max_test_samples=args.max_test_samples, seed=args.seed)
-    images = data.train if data.test is None else data.test
+    limits = {"max_train_samples": args.max_samples, "max_test_samples": args.max_samples}
+    data = load_image_data(args.dataset, **limits, seed=args.seed)
+    images, split = (data.train, "train") if data.test is None else (data.test, data.test_name)
     set_seed(args.seed)
     untrained = AutoModel.from_config(encoder.config)
-    results: dict[str, float] = {}
+    results: dict[str, float | str] = {"patch_retrieval_split": split}
     for model, ending in ((encoder, ""), (untrained, "_untrained")):
-        measured = patch_retrieval(model, images, processor.image_mean, processor.image_std, k=args.k, seed=args.seed)
+        measured = patch_retrieval(
+            model.to(PartialState().device),
+            images,
+            processor.image_mean,
+            processor.image_std,
+            k=args.k,
+            seed=args.seed,
+        )
         for name, value in measured.items():
             if not ending or not name.endswith(("_chance", "_queries")):
                 results[name + ending] = value

@@ -26,11 +26,12 @@ def prepare_for_workers() -> None:
     What a process has to do once before it starts workers that call [`start_worker`]:
 
     - Kill those that are left when it exits. Python would send them SIGTERM, which they ignore, and wait for them forever.
-    - Fork them when no thread is changing the interpreter's list of threads. CPython 3.11 hangs in a child that was forked
-      then, and threads of a process group (gloo) do so whenever they let go of a tensor.
+    - Wait for a thread that is changing the interpreter's list of threads before a worker is forked. CPython 3.11 hangs in a
+      child that was forked meanwhile, and threads of a process group (gloo) change it whenever they let go of a tensor. What
+      is left is the moment between the wait and the fork.
     """
     _kill_at_exit(os.getpid())
-    _fork_between_changes_of_threads()
+    _wait_for_threads_at_fork()
 
 
 @cache
@@ -48,6 +49,6 @@ def _kill_workers() -> None:
 
 
 @cache
-def _fork_between_changes_of_threads() -> None:
-    # It takes the lock of that list and gives it back: a thread that holds it is waited for.
+def _wait_for_threads_at_fork() -> None:
+    # It takes the lock of that list and gives it back.
     os.register_at_fork(before=lambda: sys._current_frames())

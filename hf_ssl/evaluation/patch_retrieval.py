@@ -32,7 +32,8 @@ def match_ranks(tokens1: Tensor, tokens2: Tensor, matches: Tensor) -> Tensor:
     similarities = F.normalize(tokens1, dim=-1) @ F.normalize(tokens2, dim=-1).mT
     first, second = matches.unbind(-1)
     rows = similarities.gather(1, first[..., None].expand(-1, -1, similarities.shape[2]))
-    return (rows >= rows.gather(2, second[..., None])).sum(2) - 1
+    is_behind = rows < rows.gather(2, second[..., None])  # numbers that are none are not
+    return (~is_behind).sum(2) - 1
 
 
 def patch_retrieval(
@@ -72,12 +73,14 @@ def patch_retrieval(
         `patch_retrieval_top{k}_chance`, in percent; and the number of patches looked for, `patch_retrieval_queries`.
 
     Raises:
-        `ValueError`: the encoder does not cut its images into patches, or `k` is not among the patches of a view.
+        `ValueError`: the encoder's tokens are not a class token and the patches of its images, `k` is not among the patches
+            of a view, or no crops have a patch in common.
     """
     side, size = (getattr(encoder.config, name, None) for name in ("image_size", "patch_size"))
-    if not isinstance(side, int) or not isinstance(size, int):
+    if not isinstance(side, int) or not isinstance(size, int) or side % size:
         raise ValueError(
-            f"{type(encoder).__name__} has no image_size and patch_size: patches need a vision transformer."
+            f"{type(encoder).__name__} has image_size={side} and patch_size={size}: give a vision transformer that cuts its "
+            "images into whole patches."
         )
     grid = (side // size, side // size)
     num_patches = grid[0] * grid[1]
@@ -93,6 +96,11 @@ def patch_retrieval(
             batch = views(source.__getitems__([(0, i) for i in range(start, min(start + batch_size, len(source)))]))
             pixel_values = batch["pixel_values"].to(encoder.device, encoder.dtype)
             tokens1, tokens2 = (encoder(pixel_values=crops).last_hidden_state[:, 1:].float() for crops in pixel_values)
+            if tokens1.shape[1] != num_patches:
+                raise ValueError(
+                    f"{type(encoder).__name__} returns {tokens1.shape[1]} tokens beside the first, for {num_patches} "
+                    "patches: only encoders whose tokens are a class token and the patches can be measured."
+                )
             *matches, valid = correspondences(batch["boxes"][:, 0], batch["boxes"][:, 1], grid, grid)
             ranks = match_ranks(tokens1, tokens2, torch.stack(matches, dim=-1).to(encoder.device)).cpu()[valid]
             found += torch.stack([(ranks < limit).sum() for limit in k])

@@ -53,7 +53,7 @@ def plot_matches(
     axes.set_axis_off()
     colors = [colormaps["hsv"](0.9 * i / max(1, len(matches))) for i in range(len(matches))]
     left = margin
-    for number, (name, view, grid) in enumerate(zip(("first", "second"), (first, second), grids, strict=True)):
+    for number, (name, view, grid) in enumerate(zip(("large", "small"), (first, second), grids, strict=True)):
         y = top + (max(heights) - heights[number]) / 2
         box = (left, y, widths[number], heights[number])
         axes.text(left, y - 0.1, f"{name} view, {view.shape[2]}×{view.shape[1]} px", fontsize=11)

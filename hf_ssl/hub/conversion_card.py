@@ -84,9 +84,13 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
     notes = []
     compared = "tokens" if isinstance(model, SSLPreTrainedModel) else "logits"
     if isinstance(model, SSLPreTrainedModel) and getattr(model, "teacher", None) is not None:
-        notes.append(
-            f"Of the file's two encoders, this is {_PUBLISHED[_published(model, which)]}. `pretraining/` holds both."
-        )
+        student, teacher = (model.export_encoder(branch).state_dict() for branch in ("student", "teacher"))
+        if all(torch.equal(tensor, teacher[name]) for name, tensor in student.items()):
+            notes.append("The file's one encoder stands for both, the student and the teacher, in `pretraining/`.")
+        else:
+            notes.append(
+                f"Of the file's two encoders, this is {_PUBLISHED[_published(model, which)]}. `pretraining/` holds both."
+            )
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         notes.append(

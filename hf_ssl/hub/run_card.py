@@ -94,8 +94,8 @@ def _weight_decay(args: Any) -> str:
 def _clipping(args: Any) -> str:
     if not args.max_grad_norm:
         return "none"
-    bounded = "each parameter" if args.gradient_clipping == "per_parameter" else "all gradients"
-    return f"{args.max_grad_norm:g}, of {bounded}"
+    bounded = "of each parameter" if args.gradient_clipping == "per_parameter" else "of all gradients"
+    return f"norm {bounded} at most {args.max_grad_norm:g}"
 
 
 def _describe_backbone(arguments: dict[str, Any]) -> str:

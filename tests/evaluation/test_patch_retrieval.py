@@ -1,4 +1,5 @@
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -24,15 +25,15 @@ MEAN, STD = [0.0] * 3, [1.0] * 3
 class Places(nn.Module):
     """An encoder of images whose pixels tell their places: its tokens are directions that differ from place to place."""
 
-    def __init__(self, side, size, blind=False):
+    def __init__(self, side, size, token=None):
         super().__init__()
         self.config = ViTConfig(image_size=side, patch_size=size)
-        self.device, self.dtype, self.size, self.blind = torch.device("cpu"), torch.float32, size, blind
+        self.device, self.dtype, self.size, self.token = torch.device("cpu"), torch.float32, size, token
 
     def forward(self, pixel_values):
         places = nn.functional.avg_pool2d(pixel_values, self.size)[:, :2].flatten(2).mT
-        if self.blind:
-            places = torch.ones_like(places)
+        if self.token is not None:
+            places = torch.full_like(places, self.token)
         # Distances on the plane become angles between directions.
         tokens = torch.cat([torch.cos(places), torch.sin(places)], dim=-1)
         return BaseModelOutput(torch.cat([torch.zeros_like(tokens[:, :1]), tokens], dim=1))
@@ -66,9 +67,10 @@ def test_places_are_found():
     assert 6 * 15 < results["patch_retrieval_queries"] < 6 * 64
 
 
-def test_blind_encoder_finds_nothing():
-    """All tokens are alike: which one is nearest means nothing, and none counts."""
-    results = patch_retrieval(Places(32, 4, blind=True), images_of_places(), MEAN, STD)
+@pytest.mark.parametrize("token", [1.0, math.nan])
+def test_blind_encoder_finds_nothing(token):
+    """All tokens are alike, or not even numbers: which one is nearest means nothing, and none counts."""
+    results = patch_retrieval(Places(32, 4, token), images_of_places(), MEAN, STD)
     assert results["patch_retrieval_top1"] == results["patch_retrieval_top5"] == 0
 
 
@@ -91,10 +93,15 @@ def test_mistakes_are_explained():
         patch_retrieval(Places(32, 4), images_of_places(), MEAN, STD, k=[0])
     with pytest.raises(ValueError, match=r"k=\[65\]"):
         patch_retrieval(Places(32, 4), images_of_places(), MEAN, STD, k=[65])
-    encoder = Places(32, 4)
-    encoder.config = object()
-    with pytest.raises(ValueError, match="Places has no image_size and patch_size"):
-        patch_retrieval(encoder, images_of_places(), MEAN, STD)
+    for config, message in (
+        (object(), "Places has image_size=None and patch_size=None"),
+        (ViTConfig(image_size=30, patch_size=8), "image_size=30 and patch_size=8"),
+        (ViTConfig(image_size=32, patch_size=8), "returns 64 tokens beside the first, for 16 patches"),
+    ):
+        encoder = Places(32, 4)
+        encoder.config = config
+        with pytest.raises(ValueError, match=message):
+            patch_retrieval(encoder, images_of_places(), MEAN, STD)
 
 
 @settings(deadline=None, max_examples=30)
@@ -120,11 +127,12 @@ def test_script(tmp_path, monkeypatch, capsys):
         tmp_path
     )
     (tmp_path / "all_results.json").write_text('{"knn_top1": 50.0}')
-    flags = ["--model", str(tmp_path), "--max_test_samples", "20", "--k", "1", "3", "--output_dir", str(tmp_path)]
+    flags = ["--model", str(tmp_path), "--max_samples", "20", "--k", "1", "3", "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["patch_retrieval.py", *flags])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     printed = json.loads(capsys.readouterr().out)
     names = {f"patch_retrieval_top{k}{ending}" for k in (1, 3) for ending in ("", "_chance", "_untrained")}
-    assert printed.keys() == names | {"patch_retrieval_queries"}
+    assert printed.keys() == names | {"patch_retrieval_queries", "patch_retrieval_split"}
+    assert printed["patch_retrieval_split"] == "test"
     assert printed["patch_retrieval_top3_chance"] == 18.75
     assert json.loads((tmp_path / "all_results.json").read_text()) == {"knn_top1": 50.0} | printed

@@ -17,7 +17,16 @@ from hf_ssl.hub import evaluation_processor
 from hf_ssl.trainer import SSLTrainer
 
 from ..processes import Running
-from ..training.common import IMAGES, make_aps, make_model, make_patchmix, make_toy, make_trainer, outcome
+from ..training.common import (
+    IMAGES,
+    make_aps,
+    make_model,
+    make_patchmix,
+    make_pw_self,
+    make_toy,
+    make_trainer,
+    outcome,
+)
 
 
 # Five steps an epoch: step 8 lies in the middle of epoch 1. Logs, evaluations and checkpoints come at different steps.
@@ -36,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "trunk bf16": {"make": make_model, "bf16": True},
     "stock fp32": {"make": make_toy},
     "patchmix": {"make": make_patchmix, "bf16": True},
+    "pw_self": {"make": make_pw_self, "bf16": True},
     "aps": {"make": make_aps, "bf16": True, "dataloader_num_workers": 1, "save_steps": 6},
 }
 

@@ -37,6 +37,7 @@ def checkpoints(folder):
         ("trunk", flushing, ["checkpoint-4"]),
         ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
         ("patchmix", after_optimizer, ["checkpoint-4"]),
+        ("pw_self", after_optimizer, ["checkpoint-4"]),  # in the middle of an epoch, with a center
         ("aps", step_begin, ["checkpoint-6"]),  # in the middle of the steps of a batch
     ],
 )

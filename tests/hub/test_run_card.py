@@ -91,8 +91,8 @@ def test_crops_of_a_batch_or_of_each_image(tmp_path):
     ("changed", "decay", "clipping"),
     [
         ({"max_grad_norm": 0.0}, "0.05", "none"),
-        ({"max_grad_norm": 1.0}, "0.05", "1, of all gradients"),
-        ({"max_grad_norm": 3.0, "gradient_clipping": "per_parameter"}, "0.05", "3, of each parameter"),
+        ({"max_grad_norm": 1.0}, "0.05", "norm of all gradients at most 1"),
+        ({"max_grad_norm": 3.0, "gradient_clipping": "per_parameter"}, "0.05", "norm of each parameter at most 3"),
         ({"final_weight_decay": 0.4}, "0.05 to 0.4", "none"),
     ],
 )

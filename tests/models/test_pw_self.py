@@ -162,6 +162,36 @@ class PWSelfTester(SSLModelTester):
         expected = 0.9 * before + 0.1 * torch.cat(scores).mean(0)
         torch.testing.assert_close(model.center, expected, rtol=1e-4, atol=1e-6)
 
+    def test_inputs_fit_together(self, model):
+        batch = self.batch(model)
+        images = batch["pixel_values"].shape[1]
+        for count in range(2, images):
+            wrong = batch["global_matches"].expand(2, images, -1, -1)[:, :count]
+            with pytest.raises(ValueError, match=f"There are matches of {count} images between large views"):
+                model(**batch | {"global_matches": wrong})
+        if "local_matches" in batch:
+            for name in ("local_pixel_values", "local_matches"):
+                with pytest.raises(ValueError, match="small views in local_pixel_values, and matches of"):
+                    model(**{n: t for n, t in batch.items() if n != name})
+
+    def test_nothing_to_compare(self, model):
+        """No matches at all, and class tokens without weight: no loss, and gradients of zeros."""
+        model.config.class_loss_weight = 0.0
+        batch = self.batch(model)
+        batch |= {name: torch.full_like(t, -1) for name, t in batch.items() if name.endswith("matches")}
+        output = model(**batch)
+        output.loss.backward()
+        assert output.loss == 0 and output.metrics["matches"] == 0
+        gradients = [parameter.grad for parameter in model.student.parameters() if parameter.grad is not None]
+        assert gradients and all((gradient == 0).all() for gradient in gradients)
+
+    def test_fewer_small_views(self, model):
+        """What there is counts, not what the configuration says."""
+        large = {n: t for n, t in self.batch(model).items() if not n.startswith("local")}
+        output = model(**large)
+        assert output.pair_entropies.shape == (2, 2) and len(output.num_matches) == 2
+        torch.testing.assert_close(output.metrics["class_entropy"], output.pair_entropies[:, 0].mean())
+
     def test_frozen_last_layer(self, model):
         model(**self.batch(model)).loss.backward()
         model.on_gradients({"last_layer_frozen": 0.0})

@@ -11,12 +11,15 @@ from hf_ssl import (
     APSForPreTraining,
     PatchMixConfig,
     PatchMixForPreTraining,
+    PWSelfConfig,
+    PWSelfForPreTraining,
     RelViTConfig,
     RelViTForPreTraining,
 )
 from hf_ssl.data import TensorSource
 from hf_ssl.models.aps import APSViews, APSViewsConfig
 from hf_ssl.models.patchmix import PatchMixViews, PatchMixViewsConfig
+from hf_ssl.models.pw_self import PWSelfViews, PWSelfViewsConfig
 from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
@@ -71,6 +74,14 @@ def make_aps(**overrides: Any) -> APSForPreTraining:
     )
 
 
+def make_pw_self(**overrides: Any) -> PWSelfForPreTraining:
+    """PW-Self with small views and stochastic depth; batches are cropped alike, as the authors have it."""
+    torch.manual_seed(0)
+    small = {"head_hidden_dim": 16, "head_bottleneck_dim": 8, "num_prototypes": 24, "num_local_views": 2}
+    small["drop_path_rate"] = 0.2
+    return PWSelfForPreTraining(PWSelfConfig(backbone_config=make_backbone(), **{**small, **overrides}))
+
+
 def make_trainer(
     output_dir: Any,
     model: Any = None,
@@ -99,6 +110,8 @@ def make_trainer(
         views = PatchMixViews(PatchMixViewsConfig(local=View(size=8, blur=0.5)), model.config, training_args.seed)
     elif views is None and isinstance(model, APSForPreTraining):
         views = APSViews(APSViewsConfig(), model.config, training_args.seed)
+    elif views is None and isinstance(model, PWSelfForPreTraining):
+        views = PWSelfViews(PWSelfViewsConfig(local=View(size=8), canvas=16), model.config, training_args.seed)
     elif views is None:
         views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
     return SSLTrainer(model, training_args, TensorSource(images), views, monitor)

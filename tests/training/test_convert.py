@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/fixtures/golden"
 PATCHMIX = ("patchmix", "patchmix/momentum/checkpoint.pth", 2)
 APS = ("aps", "aps/square/checkpoint.pth", 2)
+PW_SELF = ("pw_self", "pw_self/even_grid/checkpoint.pth", 2)
 CLASSIFIER = ("aps", "aps/square/finetuned_module_OFFICIAL_PICKLE.pth", 2)
 RELVIT = ("relvit", "relvit/vit/checkpoint_pl_class_key.ckpt", 4)
 
@@ -43,13 +44,14 @@ def convert(tmp_path, monkeypatch):
         (PATCHMIX, "cc-by-nc-4.0", "ViT with 2 layers of width 32, 2 heads and 4-pixel patches for 16-pixel images"),
         (RELVIT, "unknown", "ViT with 2 layers of width 40, 4 heads and 8-pixel patches for 32-pixel images"),
         (APS, "cc-by-nc-4.0", "ViT with 2 layers of width 32, 2 heads and 2-pixel patches for 16-pixel images"),
+        (PW_SELF, "unknown", "ViT with 2 layers of width 32, 2 heads and 8-pixel patches for 32-pixel images"),
     ],
 )
 @pytest.mark.parametrize("verify", [False, True])
 def test_card(convert, capsys, tmp_path, case, license, encoder, verify):
     card, method = convert(*case, *["--verify"] * verify), METHODS[case[0]]
     assert card.data.license == license
-    assert card.data.library_name == "transformers" and case[0] in card.data.tags
+    assert card.data.library_name == "transformers" and case[0].replace("_", "-") in card.data.tags
     assert card.data.datasets is None and card.data.eval_results is None and card.data.model_name is None
     assert f"License of the weights: {license}." in capsys.readouterr().out
     assert "# converted\n" in card.text and f"{encoder}, pretrained without labels by the authors of" in card.text
@@ -59,7 +61,7 @@ def test_card(convert, capsys, tmp_path, case, license, encoder, verify):
     assert ("The conversion was checked" in card.text) == verify
     assert "from scratch" not in card.text and "apache-2.0" not in card.content
     assert method.citation in card.text and f"https://huggingface.co/papers/{method.arxiv}" in card.text
-    assert "has not been evaluated" in card.text and "is not recorded in" in card.text
+    assert "has not been evaluated" in card.text and "trained on is not recorded there" in card.text
 
 
 def test_authors_numbers(convert):
@@ -81,6 +83,8 @@ def test_authors_numbers(convert):
         (("patchmix", "patchmix/no_momentum_multi_crop/checkpoint.pth", 2), [], None),
         (RELVIT, [], None),
         (APS, ["--verify"], None),
+        (PW_SELF, ["--verify"], "this is the teacher"),
+        (PW_SELF, ["--encoder", "student", "--verify"], "this is the student"),
         (CLASSIFIER, ["--verify"], None),
     ],
 )
@@ -89,18 +93,25 @@ def test_published_encoder_is_named(convert, case, flags, expected):
     assert re.findall(r"Of the file's two encoders, (this is the \w+)", text) == ([expected] if expected else [])
 
 
+def test_file_with_a_namespace(convert):
+    """As the authors' script writes it, cut down to the teacher: there is no student in it to be published."""
+    card = convert("pw_self", "pw_self/even_grid/checkpoint_namespace_args.pth", 2, "--verify")
+    assert "the authors' file `checkpoint_namespace_args.pth`" in card.text
+    assert "this is the student" not in card.text
+
+
 def test_joint_files_were_trained_with_labels(convert):
     assert "pretrained with labels by the authors of" in convert("relvit", "relvit/vit/checkpoint_joint.pth", 4).text
 
 
-@pytest.mark.parametrize("case", [PATCHMIX, RELVIT, APS])
+@pytest.mark.parametrize("case", [PATCHMIX, RELVIT, APS, PW_SELF])
 def test_code_of_the_card_runs(convert, tmp_path, monkeypatch, case):
     code = re.search(r"```python\n(.*?)```", convert(*case).text, re.DOTALL).group(1)
     Image.linear_gradient("L").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     namespace = {}
     exec(code.replace("path/to/this/folder", "converted"), namespace)
-    assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40, "aps": 32}[case[0]])
+    assert namespace["feature"].shape == (1, {"patchmix": 32, "relvit": 40, "aps": 32, "pw_self": 32}[case[0]])
 
 
 def test_statistics_of_the_authors(convert, tmp_path):

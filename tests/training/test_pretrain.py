@@ -205,6 +205,36 @@ def test_patchmix(photos, tmp_path, monkeypatch):
     assert not [r for r in ModelCard.load(output / "README.md").data.eval_results if r.metric_value in (73.3, 94.6)]
 
 
+@pytest.mark.parametrize("geometry", ["sample", "batch"])
+def test_pw_self(photos, tmp_path, monkeypatch, geometry):
+    """Photos of unequal size, put on the canvas in workers; images have crops of their own, or those of their batch."""
+    output = tmp_path / "run"
+    small = ["--num_local_views", "2", "--local_size", "8", "--canvas", "24", "--num_prototypes", "48"]
+    small += ["--head_hidden_dim", "32", "--head_bottleneck_dim", "16", "--geometry", geometry]
+    flags = ["--method", "pw_self", "--dataset", photos, "--output_dir", output, *TINY, *SHORT, *small]
+    pretrain(monkeypatch, *flags, "--dataloader_num_workers", "2")
+    results = results_of(output)
+    assert results["num_train_images"] == 36 and results["feature"] == "class_token"
+    model = AutoModelForPreTraining.from_pretrained(output / "pretraining")
+    assert model.config.geometry == geometry and model.center.shape == (17, 48) and model.center.any()
+    encoder, info = AutoModel.from_pretrained(output, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(encoder.layernorm.bias, model.teacher.backbone.layernorm.bias)
+    assert not torch.equal(encoder.layernorm.bias, model.student.backbone.layernorm.bias)
+    assert encoder.config.layer_norm_eps == 1e-6 and encoder.config.qkv_bias
+    processor = json.loads((output / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"shortest_edge": 18} and processor["resample"] == 3, "256 / 224 of 16, bicubic"
+    views = json.loads((output / "pretraining" / "views.json").read_text())
+    assert views["global1"]["size"] == 16 and views["local"]["size"] == 8 and views["local"]["scale"] == [0.05, 0.4]
+    assert views["canvas"] == 24 and not views["shared_colors"]
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    logged = {"loss_class_token", "loss_patches", "matches", "momentum", "teacher_temperature", "last_layer_frozen"}
+    assert any(logged <= entry.keys() for entry in history)
+    card = (output / "README.md").read_text()
+    assert "2310.18651" in card and "javidani2023pwself" in card and "license: apache-2.0" in card
+    assert "of the projections of a few images" in card and str(tmp_path) not in card
+
+
 def test_joint_mode(tmp_path, monkeypatch):
     pretrain(monkeypatch, *SHORT, "--mode", "joint", "--output_dir", tmp_path / "run")
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")

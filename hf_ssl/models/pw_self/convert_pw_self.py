@@ -66,8 +66,12 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
     loss = content.get("dino_loss")
     if isinstance(loss, dict) and isinstance(loss.get("center"), Tensor):
         tensors["center"] = loss["center"]
-    arguments = content.get("args", {})
-    return OfficialCheckpoint(tensors, dict(arguments if isinstance(arguments, dict) else vars(arguments)))
+    arguments = content.get("args") or {}
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{path} holds a {type(arguments).__name__} as `args`, not the arguments of a script.")
+    return OfficialCheckpoint(tensors, arguments)
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

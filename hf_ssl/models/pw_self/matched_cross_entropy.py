@@ -28,31 +28,29 @@ class _MatchedCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         student_temperature, teacher_temperature = temperatures
-        rows, columns, teacher_columns = student.to(dtype), prototypes.to(dtype), teacher_prototypes.to(dtype)
+        # Tokens are divided by the temperatures, and not their scores, which are many more.
+        rows, teacher_rows = (student / student_temperature).to(dtype), (teacher / teacher_temperature).to(dtype)
+        columns, teacher_columns = prototypes.to(dtype), teacher_prototypes.to(dtype)
         entropies = student.new_empty(len(student), 2)
         grad_student, grad_prototypes = torch.empty_like(student), torch.zeros_like(prototypes)
         # The largest weight becomes 1 while gradients are computed: in float16 they would be too small.
-        all_weights = pairs.weights.to(torch.promote_types(dtype, torch.float32))
-        scale = all_weights.amax()
+        weights = pairs.weights.to(torch.promote_types(dtype, torch.float32))
+        scale = weights.amax().clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = weights / scale
         for of_student, of_teacher in pairs.blocks:
-            expected = _upcast(teacher[of_teacher].to(dtype) @ teacher_columns.T)
-            expected = expected.sub_(center[pairs.positions[of_teacher]]).div_(teacher_temperature).softmax(1)
-            scores = _upcast(rows[of_student] @ columns.T).div_(student_temperature)
-            log_sum = scores.logsumexp(1, keepdim=True)
-            weights = all_weights[of_student] / scale
-            targets = (pairs.targets[of_student] - of_teacher.start).clamp(min=0)
-            wanted = torch.zeros_like(scores)
-            for view in (0, 1):
-                of_view = expected[targets[:, view]]
-                entropies[of_student, view] = log_sum[:, 0] - (of_view * scores).sum(1)
-                wanted.addcmul_(of_view, weights[:, view : view + 1])
-            # The loss's gradient by the scores: the student's distribution minus what the teacher wants.
-            gradient = scores.sub_(log_sum).exp_().mul_(weights.sum(1, keepdim=True)).sub_(wanted)
-            gradient = gradient.to(dtype)
+            expected = _upcast(teacher_rows[of_teacher] @ teacher_columns.T)
+            expected = expected.sub_(center[pairs.positions[of_teacher]], alpha=1 / teacher_temperature).softmax(1)
+            gradient = _compare(
+                rows[of_student] @ columns.T,
+                expected,
+                (pairs.targets[of_student] - of_teacher.start).clamp(min=0),
+                weights[of_student],
+                entropies[of_student],
+            ).to(dtype)
             grad_student[of_student] = (gradient @ columns).to(student.dtype)
             grad_prototypes += gradient.T @ rows[of_student]
-        for gradient in (grad_student, grad_prototypes):
-            gradient.mul_(scale / student_temperature)
+        grad_student.mul_(scale / student_temperature)
+        grad_prototypes.mul_(scale)
         ctx.save_for_backward(grad_student, grad_prototypes)
         ctx.mark_non_differentiable(entropies)
         return (entropies * pairs.weights.to(entropies)).sum(), entropies
@@ -64,10 +62,25 @@ class _MatchedCrossEntropy(torch.autograd.Function):
         return grad_student * grad, grad_prototypes * grad, *[None] * 6
 
 
+def _compare(scores: Tensor, expected: Tensor, targets: Tensor, weights: Tensor, entropies: Tensor) -> Tensor:
+    """
+    Write the cross-entropies of a block of tokens to `entropies`, and return the gradient of their weighted sum by the
+    student's scores: its distribution minus what the teacher wants.
+    """
+    scores = _upcast(scores).log_softmax(1)
+    gradient, of_view = scores.exp().mul_(weights.sum(1, keepdim=True)), torch.empty_like(scores)
+    for view in (0, 1):
+        torch.index_select(expected, 0, targets[:, view], out=of_view)
+        gradient.addcmul_(of_view, weights[:, view : view + 1], value=-1)
+        entropies[:, view] = of_view.mul_(scores).sum(1).neg_()
+    return gradient
+
+
 def _upcast(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the same is true of the tokens that are compared
 def matched_cross_entropy(
     student: Tensor,
     prototypes: Tensor,

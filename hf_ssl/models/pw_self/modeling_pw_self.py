@@ -200,9 +200,10 @@ class PWSelfForPreTraining(SSLPreTrainedModel):
 
     @torch.no_grad()
     def on_optimizer_step(self, values: dict[str, float]) -> None:
-        # The scores are those of the teacher that the step was computed with, before it moves.
-        scores = self.batch_center / self._num_micro_batches @ self.teacher.head.last_layer.weight.T
-        self.center.mul_(self.config.center_momentum).add_(scores, alpha=1 - self.config.center_momentum)
+        if self._num_micro_batches:
+            # The scores are those of the teacher that the step was computed with, before it moves.
+            scores = self.batch_center / self._num_micro_batches @ self.teacher.head.last_layer.weight.T
+            self.center.mul_(self.config.center_momentum).add_(scores, alpha=1 - self.config.center_momentum)
         update_teacher(self.teacher, self.student, values["momentum"])
 
     def forward(
@@ -222,7 +223,7 @@ class PWSelfForPreTraining(SSLPreTrainedModel):
                 For each of them as the teacher's view, and the other one as the student's, the matched patches: the
                 teacher's and the student's, from 0, or -1 where a place is free. Of one image, if all are cropped alike.
             local_pixel_values (`torch.Tensor` of shape `(num_local_views, batch_size, 3, side, side)`, *optional*):
-                Small views, if the configuration has any.
+                Small views, if there are any.
             local_matches (`torch.Tensor` of shape `(2, num_local_views, batch_size, num_places, 2)`, int64, *optional*):
                 Their matches with each large view of the teacher.
             teacher_temperature (`float`, *optional*):
@@ -231,9 +232,19 @@ class PWSelfForPreTraining(SSLPreTrainedModel):
                 Branches that the student's stochastic depth keeps, large views first.
 
         Returns:
-            [`PWSelfOutput`]: the loss, what class tokens and matched patches contribute to it, their mean cross-entropies and
-            the number of matches as metrics, and the student's tokens of the first view.
+            [`PWSelfOutput`]: the loss, what class tokens and matched patches contribute to it, the mean cross-entropy of
+            class tokens and the number of matches as metrics, and the student's tokens of the first view.
+
+        Raises:
+            `ValueError`: the matches are of other views or images than there are.
         """
+        num_local_views = 0 if local_pixel_values is None else len(local_pixel_values)
+        num_matched = 0 if local_matches is None else local_matches.shape[1]
+        if num_local_views != num_matched:
+            raise ValueError(
+                f"There are {num_local_views} small views in local_pixel_values, and matches of {num_matched} in "
+                "local_matches."
+            )
         num_views, batch_size = 2 * pixel_values.shape[1], pixel_values.shape[1]
         keep: list[Tensor | None] = [None, None]
         if drop_path_keep is not None:
@@ -271,6 +282,7 @@ class PWSelfForPreTraining(SSLPreTrainedModel):
         )
         return self._output(loss, entropies, pairs, tokens[:batch_size])
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the number of the micro-batch would be compiled in
     def _add_to_center(self, teacher: Tensor) -> None:
         with full_precision(teacher.device):
             mean = all_gather(teacher.mean(0)[None].contiguous()).mean(0)
@@ -280,22 +292,17 @@ class PWSelfForPreTraining(SSLPreTrainedModel):
     @torch.no_grad()
     def _output(self, loss: Tensor, entropies: Tensor, pairs: TokenPairs, tokens: Tensor) -> PWSelfOutput:
         weighted = entropies * pairs.weights
-        num_pairs, is_class = 2 + 2 * self.config.num_local_views, pairs.is_class[:, None]
+        num_pairs, is_class = pairs.num_pairs, pairs.is_class[:, None]
         sums = weighted.new_zeros(2 * num_pairs)
         counts, numbers = torch.zeros_like(sums), pairs.pair_numbers + num_pairs * ~is_class
         sums.scatter_add_(0, numbers.flatten(), (entropies * pairs.compared).to(sums.dtype).flatten())
         counts.scatter_add_(0, numbers.flatten(), pairs.compared.to(sums.dtype).flatten())
         means = (sums / counts.clamp(min=1)).view(2, num_pairs)
         matches = counts[num_pairs:] / len(tokens)
-        with_matches = matches > 0
         return PWSelfOutput(
             loss=loss,
             losses={"class_token": (weighted * is_class).sum(), "patches": (weighted * ~is_class).sum()},
-            metrics={
-                "class_entropy": means[0].mean(),
-                "patch_entropy": (means[1] * with_matches).sum() / with_matches.sum().clamp(min=1),
-                "matches": matches.mean(),
-            },
+            metrics={"class_entropy": means[0].mean(), "matches": matches.mean()},
             last_hidden_state=tokens,
             pair_entropies=means.T,
             num_matches=matches,

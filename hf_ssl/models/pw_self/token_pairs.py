@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Scores in a block of images: few enough for the memory, and enough to keep a processor busy.
 _SCORES_ON_CPU, _SCORES = 1 << 22, 1 << 27
+# Sums over the tokens of a block have to fit into float16.
+_TOKENS = 1 << 14
 
 
 @dataclass
@@ -34,6 +36,8 @@ class TokenPairs:
         pair_numbers (`torch.Tensor` of shape `(num_student_tokens, 2)`, int64):
             The pair of views that a comparison belongs to: the teacher's first view with the student's second, with its small
             ones, and then the teacher's second with the student's first, with its small ones.
+        num_pairs (`int`):
+            Pairs of views.
         blocks (`list[tuple[slice, slice]]`):
             Tokens of the student and of the teacher in each block of images.
     """
@@ -46,9 +50,11 @@ class TokenPairs:
     compared: Tensor
     weights: Tensor
     pair_numbers: Tensor
+    num_pairs: int
     blocks: list[tuple[slice, slice]]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # other crops have other numbers of matches: each would be compiled
 def pair_tokens(
     global_matches: Tensor,
     local_matches: Tensor,
@@ -83,10 +89,18 @@ def pair_tokens(
 
     Returns:
         [`TokenPairs`]: of all images.
+
+    Raises:
+        `ValueError`: the matches are neither those of all images nor those of one.
     """
+    if {global_matches.shape[1], local_matches.shape[2]} not in ({1}, {batch_size}):
+        raise ValueError(
+            f"There are matches of {global_matches.shape[1]} images between large views, and of {local_matches.shape[2]} "
+            f"with small ones: {batch_size} images need those of all, or of one if all are cropped alike."
+        )
     large, small = num_tokens
     lists, counts = _lists(global_matches, local_matches, large, small, class_loss_weight)
-    # Copies without values that have to be waited for.
+    # From the host these are copies that nothing waits for, as long as they are short.
     lists = {name: tensor.to(device, non_blocking=True) for name, tensor in lists.items()}
     if len(counts[0]) < batch_size:
         lists = _for_all_images(lists, batch_size)
@@ -106,7 +120,8 @@ def pair_tokens(
         compared=lists["compared"],
         weights=lists["weights"] / batch_size,
         pair_numbers=lists["pair_numbers"],
-        blocks=_blocks(*counts, max(1, (_SCORES_ON_CPU if rows.is_cpu else _SCORES) // num_prototypes)),
+        num_pairs=2 + 2 * local_matches.shape[1],
+        blocks=_blocks(*counts, min(_TOKENS, max(1, (_SCORES_ON_CPU if rows.is_cpu else _SCORES) // num_prototypes))),
     )
 
 

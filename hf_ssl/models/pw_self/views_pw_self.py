@@ -48,6 +48,10 @@ class PWSelfViewsConfig:
     image_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     image_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
 
+    def __post_init__(self) -> None:
+        if self.canvas < 1:
+            raise ValueError(f"canvas={self.canvas} must be at least 1 pixel.")
+
 
 def match_views(
     boxes: Tensor, grid: tuple[int, int], local_grid: tuple[int, int], strict: bool = False
@@ -87,7 +91,7 @@ class PWSelfViews(MultiViewPipeline):
         seed (`int`, *optional*, defaults to 0): The seed of the run.
     """
 
-    pictures_show = "every place of the first view has a color, what it does not show is white"
+    pictures_show = "every patch of the first view has a color, patches without a match are pale"
 
     def __init__(self, config: PWSelfViewsConfig, model_config: PWSelfConfig, seed: int = 0):
         backbone = model_config.backbone_config
@@ -155,7 +159,7 @@ class PWSelfViews(MultiViewPipeline):
 
         Returns:
             `tuple[dict[str, torch.Tensor], list[int]]`: all views, and each again in colors: every patch of the first one has
-            a color, and patches of the others have that of their match, or are white; each of shape
+            a color, and patches of the others have that of their match, or are pale; each of shape
             `(batch_size, 3, side, side)`; and the number of the view that each is of, from 0.
         """
         large, small = inputs["pixel_values"], inputs.get("local_pixel_values")
