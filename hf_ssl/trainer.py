@@ -458,8 +458,6 @@ class SSLTrainer(Trainer):
             self._stop_for(found)
         self._is_step_skipped = True
         self.num_skipped_steps += 1
-        if self.accelerator.scaler is not None and self.args.max_grad_norm <= 0:
-            self.accelerator.unscale_gradients()  # the scaler wants to have seen them; clipping shows them to it
         logger.warning(f"Step {found.step} is skipped: {found.terms[0]}, samples {found.samples}.")
         self._loss_log.clear_non_finite()
         self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]

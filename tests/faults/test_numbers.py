@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from hf_ssl.trainer import NonFiniteLossError
 
@@ -136,3 +137,28 @@ def test_too_many_bad_steps(tmp_path):
     with pytest.raises(NonFiniteLossError, match="since step 5"):
         resumed.train(resume_from_checkpoint=True)
     assert resumed.num_skipped_steps == 2
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 1.0}, {"max_skipped_steps": 1}])
+def test_loss_scaler_skips_a_step(tmp_path, monkeypatch, optim, settings):
+    """Of float16: the teacher does not move in a step that changes nothing, and the run goes on."""
+    trainer = make_trainer(tmp_path, make_toy(dropout=0.0), **SETTINGS | {"optim": optim, **settings})
+    # accelerate refuses float16 on a CPU, which can do it.
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "fp16")
+    trainer.accelerator.native_amp = True
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    (spoil_images if settings.get("max_skipped_steps") else spoil_gradient)(trainer, 3)
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def remember() -> None:
+        states[trainer.state.global_step] = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+    for step in range(1, 10):
+        trainer.add_callback(At("on_step_end", step, remember))
+    trainer.train()
+    for step in range(2, 10):
+        changed = [name for name in states[step] if not torch.equal(states[step][name], states[step - 1][name])]
+        assert bool(changed) == (step != 3), step
+        assert any(name.startswith("teacher") for name in changed) == (step != 3)
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())

@@ -617,3 +617,9 @@ def test_augmentations_are_those_of_the_original():
     assert (model.num_local_views, model.geometry, model.strict_correspondences) == (8, "batch", False)
     assert (views.grid, views.local_grid, views.num_views, views.canvas) == ((14, 14), (6, 6), 10, 256)
     assert views.shared_boxes and not views.shared_colors
+
+
+@pytest.mark.parametrize("canvas", [0, -3])
+def test_canvas_has_pixels(canvas):
+    with pytest.raises(ValueError, match=f"canvas={canvas} must be at least 1 pixel"):
+        PWSelfViewsConfig(canvas=canvas)

@@ -12,9 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hf_ssl.clipping import clip_per_parameter_
 from hf_ssl.data import PhotoSource
 from hf_ssl.distributed import close_process_group, rank
-from hf_ssl.views import Draws
+from hf_ssl.loss_log import LossLog
+from hf_ssl.models import Step
+from hf_ssl.models.pw_self import PWSelfViews, PWSelfViewsConfig
+from hf_ssl.views import Draws, View
 
 from ..models.test_pw_self import dense_loss, make_batch
 from ..processes import run_ranks
@@ -193,6 +197,41 @@ def test_skipped_step_leaves_the_center(tmp_path):
         states = seen.of_step(name)
         assert [torch.equal(states[i], states[i + 1]) for i in range(6)] == [i == 2 for i in range(6)], name
         assert states[-1].isfinite().all()
+
+
+def test_torch_compile(tmp_path, monkeypatch):
+    """The losses are the same, and other crops and micro-batches do not make it compile again and again."""
+    settings = {"max_steps": 6, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
+    plain = make_trainer(tmp_path / "plain", make_pw_self(), **settings)
+    plain.train()
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", **settings}
+    trainer = make_trainer(tmp_path / "compiled", make_pw_self(), **compiled)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_step_reads_no_value():
+    """Crops of a batch: the whole step on tensors without values, where reading one is an error; draws are on the host."""
+    model, device = make_pw_self(), torch.device("meta")
+    views = PWSelfViews(PWSelfViewsConfig(local=View(size=8), canvas=24, shared_colors=True), model.config, 0)
+    values = {name: schedule(0) for name, schedule in model.schedules(6, 5).items()}
+    model.to(device).train()
+    index = torch.arange(8, device=device)
+    images = torch.empty(8, 3, 16, 16, dtype=torch.uint8, device=device)
+    batch = {"images": images, "index": index, "epoch": torch.zeros_like(index)}
+    draws, samples = Draws.for_batch(0, 0), Draws.for_samples(0, batch["epoch"], index)
+    model.on_step_begin(values)
+    outputs = model(**views(batch, draws), **model.step_inputs(Step(draws.to(device), samples, values)))
+    LossLog(1, 8, device).add(outputs, index, 1)
+    outputs.loss.backward()
+    clip_per_parameter_(model.named_parameters(), 3.0)
+    model.on_gradients(values)
+    model.on_optimizer_step(values)
+    with pytest.raises(RuntimeError, match="meta"):
+        outputs.loss.item()
 
 
 # ---- crops of a batch ----
