@@ -11,10 +11,11 @@ the machine hardly disturb; on a GPU, seconds between synchronizations.
 """
 
 import argparse
+import itertools
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from hf_ssl import (
     APSForPreTraining,
     PatchMixConfig,
     PatchMixForPreTraining,
+    PWSelfConfig,
+    PWSelfForPreTraining,
     RelViTConfig,
     RelViTForPreTraining,
     SSLPreTrainedModel,
@@ -32,6 +35,7 @@ from hf_ssl import (
 from hf_ssl.backbones import vit_config
 from hf_ssl.models import Step
 from hf_ssl.models.patchmix.views_patchmix import mix_images
+from hf_ssl.models.pw_self import PWSelfViews, PWSelfViewsConfig, match_views
 from hf_ssl.views import Draws
 
 
@@ -71,7 +75,13 @@ SETTINGS = {
         Setting("vit-small", 32, 2, 8),
         Setting("vit-tiny", 32, 4, 64),
     ],
+    "pw_self": [
+        Setting("vit-tiny", 32, 4, 32, num_local_views=4, local_size=16),
+        Setting("vit-small", 32, 4, 16, num_local_views=4, local_size=16),
+    ],
 }
+# Steps of PW-Self, after which the crops come again; each has other ones, and with them other matches.
+DRAWN_CROPS = 16
 
 
 def make_backbone(setting: Setting, **overrides: float) -> object:
@@ -96,6 +106,7 @@ def training_step(model: SSLPreTrainedModel, batch: dict[str, Tensor], num_image
         optimizer.zero_grad()
         inputs = model.step_inputs(Step(Draws.for_batch(0, number, device=device), samples, values))
         model(**batch, **inputs).loss.backward()
+        model.on_gradients(values)
         optimizer.step()
         model.on_optimizer_step(values)
 
@@ -184,7 +195,51 @@ def aps(setting: Setting, size: int, device: str) -> tuple[Callable[[], None], C
     return training_step(model, batch, size), encoder_step(aps_backbone(setting, image_size=side), [images], [])
 
 
-MAKERS = {"relvit": relvit, "patchmix": patchmix, "aps": aps}
+def pw_self_model(
+    setting: Setting, size: int, device: str, **options: object
+) -> tuple[PWSelfForPreTraining, dict[str, Tensor]]:
+    """PW-Self with prototypes that learn from the first step on, and its views."""
+    # As the recipes set it, but for the first epoch, which is cheaper.
+    config = PWSelfConfig(
+        backbone_config=make_backbone(setting),
+        num_local_views=setting.num_local_views,
+        frozen_last_layer_epochs=0,
+        **options,
+    )
+    shapes = {"": (2, setting.image_size), "local_": (setting.num_local_views, setting.local_size)}
+    views = {
+        f"{name}pixel_values": torch.randn(count, size, 3, side, side, device=device)
+        for name, (count, side) in shapes.items()
+    }
+    return PWSelfForPreTraining(config), views
+
+
+def pw_self_matches(config: PWSelfConfig, setting: Setting, size: int) -> Iterator[dict[str, Tensor]]:
+    """Which patches match in one step after the other, for crops that are drawn as in training."""
+    defaults = PWSelfViewsConfig()
+    views = PWSelfViews(replace(defaults, local=replace(defaults.local, size=setting.local_size)), config)
+    index, sizes = torch.arange(size), torch.full((size, 2), setting.image_size)
+    for step in itertools.count():
+        boxes = views.view_boxes(torch.full_like(index, step), index, sizes, Draws.for_batch(0, step))
+        matches = match_views(boxes[:1] if views.shared_boxes else boxes, views.grid, views.local_grid)
+        yield dict(zip(("global_matches", "local_matches"), matches, strict=True))
+
+
+def pw_self(setting: Setting, size: int, device: str) -> tuple[Callable[[], None], Callable[[], None]]:
+    """PW-Self's step as the recipes set it, with other crops at each step."""
+    model, batch = pw_self_model(setting, size, device)
+    large, small = (views.flatten(0, 1) for views in batch.values())
+    matches = itertools.cycle(list(itertools.islice(pw_self_matches(model.config, setting, size), DRAWN_CROPS)))
+    whole_step = training_step(model, batch, size)
+
+    def step() -> None:
+        batch.update(next(matches))
+        whole_step()
+
+    return step, encoder_step(make_backbone(setting), [large, small], [large])
+
+
+MAKERS = {"relvit": relvit, "patchmix": patchmix, "aps": aps, "pw_self": pw_self}
 
 
 def seconds(step: Callable[[], None], repeat: int, device: str, dtype: torch.dtype) -> float:
