@@ -11,7 +11,7 @@ from torch import nn
 from transformers import ViTConfig
 
 from hf_ssl import PWSelfConfig, PWSelfForPreTraining
-from hf_ssl.models.conversion import reference_tokens
+from hf_ssl.models.conversion import load_checkpoint, reference_tokens
 from hf_ssl.models.pw_self.convert_pw_self import (
     CheckpointError,
     convert,
@@ -216,7 +216,7 @@ def test_trained_lengths_of_prototypes_need_no_arguments(tmp_path):
 def test_encoder_is_that_of_the_file(tmp_path, which, branch):
     """By timm, with the tensors as they stand in the file; in the model, and published."""
     path, _ = official(tmp_path)
-    content = torch.load(path, weights_only=False)[branch]
+    content = load_checkpoint(path, [argparse.Namespace])[branch]
     written = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     encoder = official_encoder(path, which)
     assert {f"backbone.{name}" for name in encoder} == {name for name in written if name.startswith("backbone.")}
@@ -235,7 +235,9 @@ def test_encoder_is_that_of_the_file(tmp_path, which, branch):
 def test_scores_are_those_of_the_authors_head(tmp_path):
     """Their layers, with the tensors of the file: an MLP, vectors of length 1, and torch's own weight normalization."""
     path, _ = official(tmp_path, norm_last_layer=False)
-    tensors = {name: t for name, t in torch.load(path, weights_only=False)["teacher"].items() if "head." in name}
+    tensors = {
+        name: t for name, t in load_checkpoint(path, [argparse.Namespace])["teacher"].items() if "head." in name
+    }
     mlp = nn.Sequential(nn.Linear(192, 20), nn.GELU(), nn.Linear(20, 20), nn.GELU(), nn.Linear(20, 12))
     mlp.load_state_dict({name.removeprefix("head.mlp."): t for name, t in tensors.items() if ".mlp." in name})
     last = nn.utils.parametrizations.weight_norm(nn.Linear(12, 30, bias=False))
@@ -477,7 +479,7 @@ def test_no_code_is_run(tmp_path, place, function):
         "subprocess.call": Trap(subprocess.call, ["mkdir", sprung]),
     }[function]
     path, _ = official(tmp_path)
-    content = torch.load(path, weights_only=False)
+    content = load_checkpoint(path, [argparse.Namespace])
     place(content, trap)
     for zipped in (True, False):
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
