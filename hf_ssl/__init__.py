@@ -4,6 +4,8 @@ from .models import (
     METHODS,
     APSConfig,
     APSForPreTraining,
+    ISLConfig,
+    ISLForPreTraining,
     PatchMixConfig,
     PatchMixForPreTraining,
     PWSelfConfig,
@@ -24,6 +26,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "APSConfig",
     "APSForPreTraining",
+    "ISLConfig",
+    "ISLForPreTraining",
     "METHODS",
     "PatchMixConfig",
     "PatchMixForPreTraining",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
-from .backbones import VIT_SIZES, vit_config
+from .backbones import CONVNETS, VIT_SIZES, convnet_config, vit_config
 from .data import ImageData, PhotoSource, TensorSource, load_image_data, make_source
 from .models.auto import METHODS, Method, get_method, model_arguments
 from .models.base import SSLConfig
@@ -37,10 +37,17 @@ class PretrainArguments:
             "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
         },
     )
-    backbone: str = field(default="vit-tiny", metadata={"help": "The encoder.", "choices": list(VIT_SIZES)})
+    backbone: str = field(
+        default="vit-tiny",
+        metadata={
+            "help": "The encoder: a ViT, or for ISL a convolutional one, whose first layers are those for small images "
+            "below 128 pixels.",
+            "choices": [*VIT_SIZES, *CONVNETS],
+        },
+    )
     image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
-    patch_size: int = field(default=16, metadata={"help": "Side of a patch, in pixels."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder."})
+    patch_size: int = field(default=16, metadata={"help": "Side of a patch of a ViT, in pixels."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder (a ViT)."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
@@ -53,6 +60,32 @@ class PretrainArguments:
     )
     knn_bank_samples: int = field(default=5000, metadata={"help": "Training images that vote in the kNN monitor."})
     knn_query_samples: int = field(default=2000, metadata={"help": "Test images that the kNN monitor classifies."})
+    knn_train_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Training images that the kNN monitor classifies as well, among the others (knn_top1_train): by it a "
+            "learning rate can follow the accuracy without a look at test images."
+        },
+    )
+    knn_k: int = field(default=20, metadata={"help": "Neighbors that vote in the kNN monitor."})
+    final_knn_k: int | None = field(
+        default=None, metadata={"help": "Neighbors that vote after training; unset, --knn_k."}
+    )
+    knn_temperature: float = field(default=0.07, metadata={"help": "Softness of their votes."})
+    knn_features: str = field(
+        default="encoder",
+        metadata={
+            "help": "What the kNN monitor compares: features of the encoder, or what the method's loss makes of them.",
+            "choices": ["encoder", "projected"],
+        },
+    )
+    recompute: bool = field(
+        default=False,
+        metadata={
+            "help": "Of a method with a memory bank, and projected features: compute those of the training images anew each "
+            "time, not only before and after training; else the bank votes. With --do_train false it says which of the two."
+        },
+    )
     encoder: str = field(
         default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
     )
@@ -71,8 +104,18 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
         [`SSLConfig`]: of the method's own class.
     """
     method = get_method(args.method)
+    if args.backbone not in method.backbones:
+        raise ValueError(
+            f"{method.title} does not train --backbone {args.backbone}; use one of {', '.join(method.backbones)}."
+        )
+    backbone_config = _vit_config(args, method) if args.backbone in VIT_SIZES else _convnet_config(args)
+    labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
+    return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
+
+
+def _vit_config(args: PretrainArguments, method: Method) -> PreTrainedConfig:
     heads = method.attention_heads.get(args.backbone)
-    backbone_config = vit_config(
+    return vit_config(
         args.backbone,
         **({} if heads is None else {"num_attention_heads": heads}),
         image_size=args.image_size,
@@ -81,8 +124,12 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
         attention_probs_dropout_prob=args.attention_dropout,
         **method.backbone_overrides,
     )
-    labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
-    return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
+
+
+def _convnet_config(args: PretrainArguments) -> PreTrainedConfig:
+    if args.dropout or args.attention_dropout:
+        raise ValueError(f"--backbone {args.backbone} has no dropout: leave --dropout and --attention_dropout out.")
+    return convnet_config(args.backbone, args.image_size)
 
 
 def build_inputs(

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -86,3 +87,22 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.end_step()
+
+
+class MethodCallback(TrainerCallback):
+    """What a method does in a run beside its steps; its state is part of the checkpoints."""
+
+    def after_epoch(self) -> None:
+        """Called when an epoch is over: what there was to log, to measure and to save is done."""
+
+    def save_state(self, folder: Path) -> None:
+        """
+        Write its state into a checkpoint; called on all processes.
+
+        Args:
+            folder (`Path`): The checkpoint's folder, where it is written.
+        """
+
+    def results(self) -> dict[str, Any]:
+        """Numbers of the run for a report, by name."""
+        return {}

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ def publish_checkpoint(folder: Path, target: Path, run: dict[str, Any]) -> None:
         raise
     _flush(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """
+    Write a file aside, flush it and rename it: whatever interrupts this, a file of that name is whole.
+
+    Args:
+        path (`Path`): The file.
+        write (`Callable[[Path], None]`): Writes it to the path that it is given.
+    """
+    aside = path.with_name(f"{path.name}.unfinished")
+    write(aside)
+    _flush(aside)
+    aside.rename(path)
+    _flush(path.parent)
 
 
 def read_manifest(checkpoint: str | Path) -> dict[str, Any]:

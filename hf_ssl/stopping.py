@@ -13,6 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 
 SECONDS_OF_ONE_SIGNAL = 2.0  # a launcher hands on the Ctrl-C that the terminal has already sent to all processes
@@ -79,12 +80,30 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # `accelerate launch` does not hand SIGTERM on: its process would go on training alone.
-        if self._launcher is not None and os.getppid() != self._launcher and not self._received:
-            self._received = signal.SIGTERM
+        self._look_for_launcher()
         self.agreed_signal = self._received if self._group is None else self._agree()
         if self.agreed_signal:
             control.should_training_stop = control.should_save = True
+
+    def poll(self) -> int:
+        """
+        Ask all processes at once, between two steps.
+
+        Returns:
+            `int`: the signal that some process has received until now; 0 if none has.
+        """
+        self._look_for_launcher()
+        self.agreed_signal = self._received
+        if self._group is not None:
+            flag = torch.tensor([self._received])
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            self.agreed_signal = int(flag.item())
+        return self.agreed_signal
+
+    def _look_for_launcher(self) -> None:
+        # `accelerate launch` does not hand SIGTERM on: its process would go on training alone.
+        if self._launcher is not None and os.getppid() != self._launcher and not self._received:
+            self._received = signal.SIGTERM
 
     def _agree(self) -> int:
         """The signal that some process had received when the last step ended, the same on all."""
@@ -123,7 +142,8 @@ class StopCallback(TrainerCallback):
 class EpochEndCallback(TrainerCallback):
     """
     Moves the evaluation and the checkpoint of an epoch's last step to the epoch's end, behind what is logged and measured
-    there: a run that is resumed from the checkpoint would miss it.
+    there: a run that is resumed from the checkpoint would miss it. Of evaluations at the end of each epoch, it lets every
+    `eval_epochs`-th pass.
     """
 
     def __init__(self) -> None:
@@ -139,6 +159,10 @@ class EpochEndCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        epochs: int = getattr(args, "eval_epochs")  # noqa: B009 (a field of SSLTrainingArguments)
+        is_due = at_epoch_end(state) and round(state.epoch or 0) % epochs == 0
+        if args.eval_strategy == IntervalStrategy.EPOCH and not is_due and state.global_step < state.max_steps:
+            control.should_evaluate = False
         control.should_evaluate |= self._evaluate
         control.should_save |= self._save
         self._evaluate = self._save = False

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from accelerate import skip_first_batches
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo, upload_folder
 from safetensors import SafetensorError
@@ -133,6 +134,7 @@ class SSLTrainer(Trainer):
         self.model.freeze()
         self.last_evaluated_step = -1
         self.evaluation_seconds = self.data_seconds = 0.0
+        self.between_epochs_seconds = 0.0
         self.num_skipped_steps = 0
         self._micro_batch = 0  # number of the next one in its step
         self._loss_log = self._new_loss_log()
@@ -150,8 +152,10 @@ class SSLTrainer(Trainer):
         self._fingerprint: str | None = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImagesPerSecondCallback())
-        self._stop = StopCallback()
-        for callback in (StepCallback(self), self._stop, EpochEndCallback()):
+        self.stop_callback = StopCallback()
+        self.method_callback = model.training_callback(self)
+        callbacks = (StepCallback(self), self.stop_callback, EpochEndCallback(), self.method_callback)
+        for callback in filter(None, callbacks):
             self.add_callback(callback)
 
     @staticmethod
@@ -226,13 +230,14 @@ class SSLTrainer(Trainer):
             [`TrainingInterrupted`]: the run was stopped by Ctrl-C or SIGTERM; a checkpoint was written.
         """
         prepare_for_workers()
+        self.model.prepare_training(self.num_train_images, self.args.seed)
         self._checkpoint = self._agree_on_start(resume_from_checkpoint)
         if self._checkpoint is not None:
             self.args.eval_on_start = False
         try:
             return super().train(self._checkpoint, trial, ignore_keys_for_eval)
         finally:
-            self._stop.restore()
+            self.stop_callback.restore()
             self._repeated_views.clear()
             if self._repeated is not None:
                 self._repeated.close()  # or its workers would wait for the rest of an epoch
@@ -275,14 +280,17 @@ class SSLTrainer(Trainer):
 
     def _run_epoch(self, **kwargs: Any) -> None:  # type: ignore[override]
         if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(**kwargs)
+            super()._run_epoch(**kwargs)
+            if self.method_callback is not None:
+                self.method_callback.after_epoch()
+            return None
         # Resumed after its last step, in the middle of an epoch: Trainer would do one step more.
         self.control.should_training_stop = True
         return None
 
     def _finalize_training(self, trial: Any, num_train_samples: float, start_time: float) -> TrainOutput:
         self._stop_if_not_finite()
-        if not self._stop.agreed_signal or self.state.global_step >= self.state.max_steps:
+        if not self.stop_callback.agreed_signal or self.state.global_step >= self.state.max_steps:
             best = self.state.best_model_checkpoint
             if best is not None and (self.args.load_best_model_at_end or self.args.save_total_limit == 1):
                 read_manifest(best)  # before Trainer deletes the others
@@ -293,10 +301,14 @@ class SSLTrainer(Trainer):
         if self._last_saved_step != self.state.global_step:  # an evaluation in that step found it not to be the best
             self._save_checkpoint(self.model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        return self.interrupt()
+
+    def interrupt(self) -> NoReturn:
+        """End the run here, after the checkpoint of this step is written, because all processes know of a signal."""
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
         path = checkpoint_path(self.output_dir, self.state.global_step)
-        raise TrainingInterrupted(self._stop.agreed_signal, self.state.global_step, str(path))
+        raise TrainingInterrupted(self.stop_callback.agreed_signal, self.state.global_step, str(path))
 
     def close(self) -> None:
         """End the process group, at the end of a script; see [`~hf_ssl.distributed.close_process_group`]."""
@@ -312,14 +324,28 @@ class SSLTrainer(Trainer):
         Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share. Where the
         method trains a batch for several steps, it comes several times.
         """
+        args = self.args
+        self._sampler = self._new_sampler()
+        loader = self._new_loader(self._sampler, args.dataloader_drop_last)
+        micro_batches, self._repeated = args.gradient_accumulation_steps, None
+        if self.model.steps_per_batch > 1:
+            self._repeated = RepeatedBatches(loader, self.model.steps_per_batch, micro_batches)
+            loader = DataLoader(self._repeated, collate_fn=only, generator=torch.Generator())
+        self._steps_per_epoch = math.ceil(len(loader) / micro_batches)
+        return loader
+
+    def _new_sampler(self) -> EpochSampler:
+        args = self.args
+        return EpochSampler(self.num_train_images, args.seed if args.data_seed is None else args.data_seed)
+
+    def _new_loader(self, sampler: EpochSampler, drop_last: bool) -> DataLoader[Any]:
         args, source = self.args, self.train_dataset
-        self._sampler = EpochSampler(self.num_train_images, args.seed if args.data_seed is None else args.data_seed)
         loader: DataLoader[Any] = DataLoader(
             AugmentedSource(source, self.views) if self._augments_in_workers else source,  # type: ignore[arg-type]
             batch_size=self._train_batch_size,
-            sampler=self._sampler,
+            sampler=sampler,
             collate_fn=collate,  # type: ignore[arg-type]
-            drop_last=args.dataloader_drop_last,
+            drop_last=drop_last,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -328,13 +354,42 @@ class SSLTrainer(Trainer):
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        loader = self.accelerator.prepare(loader)
-        micro_batches, self._repeated = args.gradient_accumulation_steps, None
-        if self.model.steps_per_batch > 1:
-            self._repeated = RepeatedBatches(loader, self.model.steps_per_batch, micro_batches)
-            loader = DataLoader(self._repeated, collate_fn=only, generator=torch.Generator())
-        self._steps_per_epoch = math.ceil(len(loader) / micro_batches)
-        return loader
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; known when training begins."""
+        return self._steps_per_epoch
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint that the run is resumed from."""
+        return self._checkpoint
+
+    def extra_batches(self, epoch: int, first: int = 0) -> tuple[int, Iterator[Batch]]:
+        """
+        All training images once, augmented, outside of the epochs that Trainer counts. Each process gets its share of the
+        batches; the last one is complete in no other way than by images of the first.
+
+        Args:
+            epoch (`int`): Number that their order and their augmentation are drawn with.
+            first (`int`, *optional*, defaults to 0): Batches to leave out.
+
+        Returns:
+            `tuple[int, Iterator[dict[str, torch.Tensor]]]`: how many batches an epoch has, without any left out; and batches
+            of views, with `index` and `epoch`, on the device.
+        """
+        sampler = self._new_sampler()
+        sampler.set_epoch(epoch)
+        loader = self._new_loader(sampler, drop_last=False)
+        total = len(loader)
+        return total, self._extra_batches(skip_first_batches(loader, first) if first else loader)
+
+    def _extra_batches(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+        for batch in loader:
+            views = batch if self._augments_in_workers else self.views(batch, None)
+            yield {**views, "index": batch["index"], "epoch": batch["epoch"]}
 
     def num_examples(self, dataloader: DataLoader[Any]) -> int:
         """Images of an epoch, for Trainer's own statistics; each counts as often as it is trained on."""
@@ -402,7 +457,7 @@ class SSLTrainer(Trainer):
         draws = Draws.for_batch(args.seed, number, self._micro_batch, args.process_index)
         samples = Draws.for_samples(args.seed, epoch, index, view=-1)  # no view has that number
         repetition = number % self.model.steps_per_batch
-        step = Step(draws.to(args.device), samples, self._values, repetition)
+        step = Step(draws.to(args.device), samples, self._values, repetition, index)
         outputs = model(**self._make_views(inputs, draws, repetition), **self.model.step_inputs(step))
         loss = outputs["loss"]
         finite = self._loss_log.add(outputs, index, number + 1, self._micro_batch)
@@ -606,6 +661,10 @@ class SSLTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             self._is_writing_aside = True
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.model.save_state(folder)
+            if self.method_callback is not None:
+                self.method_callback.save_state(folder)
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = str(target)
             self.accelerator.wait_for_everyone()
@@ -693,6 +752,7 @@ class SSLTrainer(Trainer):
         target = self.accelerator.unwrap_model(self.model if model is None else model, keep_torch_compile=False)
         try:
             target.load_state_dict(load_file(path, device="cpu"), strict=True)
+            target.load_state(resume_from_checkpoint)
         except RuntimeError as error:
             raise CheckpointError(
                 f"{resume_from_checkpoint} is of another model than this command makes; resume with the same --method, "

@@ -18,6 +18,8 @@ class SSLTrainingArguments(TrainingArguments):
     dropped, `do_train=True`, and pushes only at the end of a run (`hub_strategy="end"`).
 
     Args:
+        eval_epochs (`int`, *optional*, defaults to 1):
+            With `eval_strategy="epoch"`, how many epochs lie between two evaluations.
         schedule (`str`, *optional*):
             The method's own learning-rate schedule, a name of `hf_ssl.schedules.SCHEDULES`. Unset, `lr_scheduler_type`
             of transformers is used.
@@ -55,6 +57,9 @@ class SSLTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Resume callbacks, such as early stopping, where they were."}
     )
     hub_strategy: str = field(default="end", metadata={"help": "Only 'end': one push, of the finished folder."})
+    eval_epochs: int = field(
+        default=1, metadata={"help": "Epochs between two evaluations, with --eval_strategy epoch."}
+    )
     schedule: str | None = field(
         default=None,
         metadata={
@@ -105,6 +110,8 @@ class SSLTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         # Otherwise every batch would wait for the device.
         self.accelerator_config.non_blocking = self.dataloader_pin_memory  # type: ignore[union-attr]
+        if self.eval_epochs < 1:
+            raise ValueError(f"eval_epochs={self.eval_epochs} must be at least 1.")
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}.")
         if self.schedule is not None and self.learning_rate <= 0:

@@ -56,8 +56,8 @@ class ConvertArguments:
     verify: bool = field(
         default=False,
         metadata={
-            "help": "Compute tokens (of a classifier, logits) with the result, and with the file's own tensors in timm; stop "
-            "if they differ."
+            "help": "Compute tokens (of a classifier, logits; of ISL, features) with the result, and with the file's own "
+            "tensors in timm (torchvision); stop if they differ."
         },
     )
 
@@ -87,6 +87,29 @@ def verify(folder: str, official: dict[str, Tensor], layer_norm_eps: float) -> f
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
+@torch.no_grad()
+def verify_features(folder: str, method: Method, checkpoint: str) -> float:
+    """
+    Compute pooled features twice: with the folder that was written, by `AutoModel`; and with the tensors of the authors'
+    file, in an independent implementation.
+
+    Args:
+        folder (`str`): The folder.
+        method ([`~hf_ssl.models.Method`]): The method; its encoder is no ViT.
+        checkpoint (`str`): The authors' file.
+
+    Returns:
+        `float`: the largest difference, over the largest value.
+    """
+    assert method.reference_features is not None
+    model = AutoModel.from_pretrained(folder)
+    size = model.config.image_size
+    pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected = method.reference_features(checkpoint, pixel_values)
+    actual = model(pixel_values).pooler_output.flatten(1)
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
 def make_processor(args: ConvertArguments, method: Method, model: Any) -> Any:
     """The evaluation transform; what the arguments leave open is as the authors have it."""
     pretrained = isinstance(model, SSLPreTrainedModel)
@@ -96,7 +119,7 @@ def make_processor(args: ConvertArguments, method: Method, model: Any) -> Any:
         size,
         mean if args.image_mean is None else args.image_mean,
         std if args.image_std is None else args.image_std,
-        method.eval_crop_ratio if args.eval_crop_ratio is None else args.eval_crop_ratio,
+        method.crop_ratio(size, args.eval_crop_ratio),
         method.eval_interpolation,
     )
 
@@ -109,20 +132,24 @@ def main() -> None:
     if isinstance(model, SSLPreTrainedModel):
         export_run(model, processor, args.output_dir, which)
         content, compared = "the encoder and, in pretraining/, the whole model", "Tokens"
-        eps = model.config.backbone_config.layer_norm_eps
     else:
         if which is not None:
             sys.exit(f"{args.checkpoint} is a classifier, which has one encoder: leave --encoder {which} out.")
         model.save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
         content, compared = "the classifier", "Logits"
-        eps = model.config.layer_norm_eps
     print(f"{args.output_dir} holds {content}; every tensor was carried over.")
     error = None
     if args.verify:
-        error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), eps)
+        reference = "timm"
+        if method.official_encoder is None:
+            error = verify_features(args.output_dir, method, args.checkpoint)
+            compared, reference = "Features", "torchvision"
+        else:
+            eps = getattr(model.config, "backbone_config", model.config).layer_norm_eps
+            error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), eps)
         print(
-            f"{compared} of stock transformers from {args.output_dir} and of timm from the file differ by {error:.1e} of "
+            f"{compared} of transformers from {args.output_dir} and of {reference} from the file differ by {error:.1e} of "
             "the largest."
         )
         if not error < TOLERANCE:

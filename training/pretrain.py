@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 from transformers.trainer_utils import TrainOutput
 
 from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
+from hf_ssl.backbones import VIT_SIZES
 from hf_ssl.checkpoints import CheckpointError
 from hf_ssl.data import ImageData, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
@@ -45,10 +46,23 @@ NEXT_STEPS = """
 Look at {output_dir}/README.md and at figures/ beside it. What to try next:
 
     accelerate launch training/pretrain.py --method {method} --dataset path/to/your/photos --output_dir outputs/photos
-    accelerate launch training/pretrain.py --method {method} --recipe {recipe} --dataset cifar10 --max_train_samples 5000 \\
-        --backbone vit-micro --patch_size 4 --per_device_train_batch_size 128 --max_steps 500 --schedule_unit step
+    accelerate launch training/pretrain.py --method {method} --dataset cifar10 --max_train_samples 5000 \\
+        {small_run}
     accelerate launch training/pretrain.py --method {method} --help
 """
+
+
+_SMALL_VIT = (
+    "--backbone vit-micro --patch_size 4 --per_device_train_batch_size 128 --max_steps 500 --schedule_unit step"
+)
+# Of CIFAR-10 at its own size: minutes, not a day.
+SMALL_RUNS = {
+    "relvit": f"--recipe cifar10 {_SMALL_VIT}",
+    "patchmix": f"--recipe cifar10 {_SMALL_VIT}",
+    "aps": f"--recipe cifar10 {_SMALL_VIT}",
+    "pw_self": f"--recipe cifar10_32 {_SMALL_VIT}",
+    "isl": "--recipe cifar10_micro --gan_min_steps 500",
+}
 
 
 def build_monitor(
@@ -66,8 +80,13 @@ def build_monitor(
         bank=evenly_spaced(bank, args.knn_bank_samples),
         queries=evenly_spaced(queries, args.knn_query_samples),
         num_classes=data.num_classes,
+        k=args.knn_k,
+        temperature=args.knn_temperature,
         which=published(args),
         num_workers=num_workers,
+        projected=args.knn_features == "projected",
+        recompute=args.recompute,
+        num_train_queries=args.knn_train_samples,
     )
 
 
@@ -133,15 +152,26 @@ def draw_similarities(path: Path, monitor: KNNMonitor, data: ImageData) -> None:
     )
 
 
-def evaluate_only(output_dir: str, monitor: KNNMonitor) -> None:
+def for_the_end(args: PretrainArguments, monitor: KNNMonitor, recompute: bool) -> bool:
+    """Let the monitor measure by the protocol that is for the end of a run; whether that is another than before."""
+    before = monitor.k, monitor.uses_held_features
+    monitor.k = min(args.final_knn_k or args.knn_k, len(monitor.bank))
+    monitor.recompute = recompute
+    return before[0] != monitor.k or (before[1] and recompute)
+
+
+def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor) -> None:
     """`--do_train false`: measure the model that an earlier run left in the output folder."""
     folder = Path(output_dir) / "pretraining"
+    for_the_end(args, monitor, args.recompute)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is nothing to evaluate: {folder} does not exist. Train first, or set --output_dir."
         )
     monitor.processor = AutoImageProcessor.from_pretrained(folder)
-    results = monitor(AutoModelForPreTraining.from_pretrained(folder)) | monitor.settings
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    model.load_state(folder)
+    results = monitor(model) | monitor.settings
     write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
 
@@ -158,10 +188,14 @@ def finish(
         "feature": trainer.model.config.feature,
         "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(num_steps * trainer.images_per_step / seconds, 1),
+        "images_per_second": round(
+            num_steps * trainer.images_per_step / (seconds - trainer.between_epochs_seconds), 1
+        ),
         "data_wait_percent": round(100 * trainer.data_seconds / seconds, 2),
         "num_steps": step,
         "num_train_images": trainer.num_train_images,
+        "knn_features": args.knn_features,
+        **(trainer.method_callback.results() if trainer.method_callback is not None else {}),
     }
     export_run(trainer.model, monitor.processor, output_dir, published(args))
     save_views(trainer.views.config, Path(output_dir) / "pretraining")
@@ -173,13 +207,11 @@ def finish(
     if monitor.last:
         print(
             f"\nkNN top-1: {results['knn_top1']:.2f} % ({results['knn_top1_before']:.2f} % before training, "
-            f"{results['knn_top1_pixels']:.2f} % on raw pixels), feature {results['feature']}, k = {monitor.k}, "
+            f"{results['knn_top1_pixels']:.2f} % on raw pixels), feature {results['feature']}"
+            f"{', projected' if monitor.projected else ''}, k = {monitor.k}, "
             f"{len(monitor.queries):,} queries among {len(monitor.bank):,} images."
         )
-    # Of CIFAR-10 at its own size: a minute, not a day.
-    small = (RECIPES / args.method / "cifar10_32.yaml").is_file()
-    recipe = "cifar10_32" if small else "cifar10"
-    print(NEXT_STEPS.format(output_dir=output_dir, method=args.method, recipe=recipe))
+    print(NEXT_STEPS.format(output_dir=output_dir, method=args.method, small_run=SMALL_RUNS[args.method]))
 
 
 def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
@@ -199,11 +231,11 @@ def main() -> None:
     method = get_method(args.method)
     data, config, views, source = build_inputs(args, model_args, views_config, training_args.seed)
     mean, std = views_config.image_mean, views_config.image_std
-    crop_ratio = method.eval_crop_ratio if args.eval_crop_ratio is None else args.eval_crop_ratio
+    crop_ratio = method.crop_ratio(args.image_size, args.eval_crop_ratio)
     processor = evaluation_processor(args.image_size, mean, std, crop_ratio, method.eval_interpolation)
     monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
     if not training_args.do_train:
-        return evaluate_only(training_args.output_dir, monitor)
+        return evaluate_only(args, training_args.output_dir, monitor)
 
     require_matplotlib()
     set_seed(training_args.seed)
@@ -213,17 +245,19 @@ def main() -> None:
     trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
     set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
     if trainer.is_world_process_zero():
+        patches = f" in patches of {args.patch_size} px" if args.backbone in VIT_SIZES else ""
         print(
             f"{method.title} ({args.mode}), {args.backbone}, {model.num_parameters() / 1e6:.2f} M parameters; "
-            f"{len(source):,} images of {args.dataset} at {args.image_size} px in patches of {args.patch_size} px"
+            f"{len(source):,} images of {args.dataset} at {args.image_size} px{patches}"
         )
     if not training_args.eval_on_start:
         monitor(trainer.model)  # the untrained encoder, for the comparison at the end
     start = time.monotonic()
     trained = train(trainer, resume)
     seconds = time.monotonic() - start - trainer.evaluation_seconds
-    # The best model, if it was asked for, is not the last one that was measured.
-    if trainer.last_evaluated_step != trainer.state.global_step or training_args.load_best_model_at_end:
+    # The best model, if it was asked for, is not the last one that was measured; nor is that by the protocol for the end.
+    is_measured = trainer.last_evaluated_step == trainer.state.global_step and not training_args.load_best_model_at_end
+    if for_the_end(args, monitor, recompute=True) or not is_measured:
         trainer.evaluate()
     if trainer.is_world_process_zero():
         finish(args, trainer, monitor, data, seconds, trained.global_step - trainer.first_step)

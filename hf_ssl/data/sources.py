@@ -166,6 +166,11 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Class ids of shape `(num_samples,)`, int64, if there are labels."""
+        return torch.tensor(self.dataset["label"][:]) if "label" in self.dataset.column_names else None
+
     def fingerprint(self) -> str:
         """
         A name for this content: the number of photos, all labels, and the files of 256 photos, evenly spaced.

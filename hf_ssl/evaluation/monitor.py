@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models import SSLPreTrainedModel
 from .features import evaluation_mode, extract_features, pixel_features
@@ -15,6 +15,7 @@ from .similarity import instance_similarity
 
 NUM_NEIGHBORS = 8  # neighbors of a query that the figure shows
 NUM_QUERIES_SHOWN = 6
+PROJECTED_AT_ONCE = 4096
 NUM_KEYS = 10  # bank images that the shown queries are compared with
 
 
@@ -48,6 +49,13 @@ class KNNMonitor:
             Which encoder is exported, `"student"` or `"teacher"`; unset, the one that the method recommends.
         num_workers (`int`, *optional*, defaults to 0):
             Processes that read the images.
+        projected (`bool`, *optional*, defaults to `False`):
+            Whether images are compared by what the method's loss makes of their features.
+        recompute (`bool`, *optional*, defaults to `True`):
+            Whether features of the bank are computed in every call; otherwise what the model itself holds of its training
+            images votes, if they are projected and it does (see [`~SSLPreTrainedModel.held_features`]).
+        num_train_queries (`int`, *optional*, defaults to 0):
+            Images of the bank that are classified as well, evenly spaced, by the votes of the others.
     """
 
     def __init__(
@@ -61,6 +69,9 @@ class KNNMonitor:
         num_shown: int = NUM_QUERIES_SHOWN,
         which: Literal["student", "teacher"] | None = None,
         num_workers: int = 0,
+        projected: bool = False,
+        recompute: bool = True,
+        num_train_queries: int = 0,
     ):
         if not len(bank) or not len(queries):
             raise ValueError("The kNN monitor needs images: raise --knn_bank_samples and --knn_query_samples.")
@@ -68,11 +79,16 @@ class KNNMonitor:
         self.num_classes, self.k, self.temperature = num_classes, min(k, len(bank)), temperature
         self.num_shown = min(num_shown, len(queries))
         self.which, self.num_workers = which, num_workers
+        self.projected, self.recompute = projected, recompute
+        is_train_query = torch.zeros(len(bank), dtype=torch.bool)
+        is_train_query[evenly_spaced_indices(len(bank), min(num_train_queries, len(bank) // 2))] = True
+        self._train_queries, self._train_voters = is_train_query.nonzero()[:, 0], (~is_train_query).nonzero()[:, 0]
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self.first_neighbors: Tensor | None = None
         self.last_neighbors: Tensor | None = None
         self.key_indices: Tensor | None = None
+        self.uses_held_features = False  # whether the last call did
         self.compared = "features"  # what the similarities are of
         self.first_similarities: Tensor | None = None
         self.last_similarities: Tensor | None = None
@@ -86,16 +102,23 @@ class KNNMonitor:
             model ([`SSLPreTrainedModel`]): The model; it is left as it is.
 
         Returns:
-            `dict[str, float]`: `knn_top1` and `knn_top5` of the encoder's features and `knn_top1_pixels` of raw
-            pixels, in percent; empty without labels. The first and the last numbers are kept in `first` and `last`.
+            `dict[str, float]`: `knn_top1` and `knn_top5` of the images' features and `knn_top1_pixels` of raw pixels, in
+            percent; `knn_top1_train` of images of the bank, if any are classified; empty without labels. The first and the
+            last numbers are kept in `first` and `last`.
         """
         encoder = model.export_encoder(self.which)
-        (bank, bank_labels), (queries, labels) = (
-            extract_features(
-                encoder, self.processor, images, pooling=model.config.feature, num_workers=self.num_workers
-            )
-            for images in (self.bank, self.queries)
-        )
+        queries, labels = self._features(model, encoder, self.queries)
+        held = None if self.recompute or not self.projected else model.held_features()
+        self.uses_held_features = held is not None
+        if held is None:
+            bank, bank_labels = self._features(model, encoder, self.bank)
+            train_queries = bank[self._train_queries]
+        else:
+            places = _places(self.bank)
+            bank, bank_labels = held.cpu()[places], _labels(self.bank)
+            train_queries = queries[:0]
+            if len(self._train_queries):
+                train_queries = self._features(model, encoder, Subset(self.bank, self._train_queries.tolist()))[0]
         shown = queries[: self.num_shown]
         if self.key_indices is None:
             self.key_indices = self._choose_keys(bank_labels, labels)
@@ -103,20 +126,38 @@ class KNNMonitor:
         self.last_similarities = self._similarities(model, shown, bank[self.key_indices])
         self.last = self._accuracy(bank, bank_labels, queries, labels)
         if self.num_classes is not None:
+            if len(self._train_queries) and bank_labels is not None:
+                voters = self._train_voters
+                of_train = self._accuracy(
+                    bank[voters], bank_labels[voters], train_queries, bank_labels[self._train_queries]
+                )
+                self.last["knn_top1_train"] = of_train["knn_top1"]
             self.last["knn_top1_pixels"] = self._pixel_accuracy()
         if self.first_neighbors is None:
             self.first, self.first_neighbors = self.last, self.last_neighbors
             self.first_similarities = self.last_similarities
         return self.last
 
+    def _features(
+        self, model: SSLPreTrainedModel, encoder: PreTrainedModel, images: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        features, labels = extract_features(
+            encoder, self.processor, images, pooling=model.config.feature, num_workers=self.num_workers
+        )
+        return (self._project(model, features) if self.projected else features), labels
+
     @torch.no_grad()
+    def _project(self, model: SSLPreTrainedModel, features: Tensor) -> Tensor:
+        with evaluation_mode(model):
+            parts = features.split(PROJECTED_AT_ONCE)
+            return torch.cat([model.project(part.to(model.device, model.dtype), self.which).cpu() for part in parts])
+
     def _similarities(self, model: SSLPreTrainedModel, queries: Tensor, keys: Tensor) -> Tensor:
         """Cosine similarities `(num_queries, num_keys)` where the method's loss compares images."""
-        with evaluation_mode(model):
-            features = torch.cat([queries, keys]).to(model.device, model.dtype)
-            projections = model.project(features, self.which)
-        self.compared = "features" if projections is features else "projections"
-        projections = projections.cpu()
+        features = torch.cat([queries, keys])
+        projections = features if self.projected else self._project(model, features)
+        compares = self.projected or projections.shape != features.shape or not torch.equal(projections, features)
+        self.compared = "projections" if compares else "features"
         return instance_similarity(projections[: len(queries)], projections[len(queries) :])
 
     @property
@@ -156,9 +197,31 @@ class KNNMonitor:
         if self.num_classes is None or bank_labels is None or labels is None:
             return {}
         measured = knn_accuracy(
-            queries, labels, bank, bank_labels, self.num_classes, k=self.k, temperature=self.temperature
+            queries,
+            labels,
+            bank,
+            bank_labels,
+            self.num_classes,
+            k=min(self.k, len(bank)),
+            temperature=self.temperature,
         )
         return {name: measured[name] for name in ("knn_top1", "knn_top5")}
+
+
+def _places(dataset: Any) -> Tensor:
+    """Where the items of a subset are in the dataset that it is of."""
+    if isinstance(dataset, Subset):
+        return _places(dataset.dataset)[torch.tensor(dataset.indices)]
+    return torch.arange(len(dataset))
+
+
+def _labels(dataset: Any) -> Tensor | None:
+    """The labels of a subset of a source of `hf_ssl.data`, without reading its images."""
+    if isinstance(dataset, Subset):
+        labels = _labels(dataset.dataset)
+        return None if labels is None else labels[torch.tensor(dataset.indices)]
+    own: Tensor | None = dataset.labels
+    return own
 
 
 def evenly_spaced_indices(size: int, count: int) -> Tensor:

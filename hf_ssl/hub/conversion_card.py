@@ -7,8 +7,9 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from ..backbones import ENCODERS, describe_convnet
 from ..models import Method, SSLPreTrainedModel
-from .model_card import ModelCardInfo, method_info, render_card
+from .model_card import ModelCardInfo, method_info, needs_remote_code, render_card
 
 
 _LIMITATIONS = """Nothing was measured by us: neither how good the model is, nor how fair or robust.
@@ -62,6 +63,7 @@ def write_conversion_card(
         model_name=output_dir.resolve().name,
         **method_info(method, config),
         backbone=_describe_encoder(config.backbone_config),
+        trust_remote_code=needs_remote_code(config.backbone_config),
         num_classes=model.config.num_labels if is_classifier else None,
         converted_from=Path(checkpoint).name,
         conversion_notes=_notes(model, which, error),
@@ -74,6 +76,8 @@ def write_conversion_card(
 
 
 def _describe_encoder(config: Any) -> str:
+    if config.model_type in ENCODERS:
+        return describe_convnet(config)
     return (
         f"ViT with {config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads and "
         f"{config.patch_size}-pixel patches for {config.image_size}-pixel images"
@@ -93,9 +97,11 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
             )
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
+        is_vit = "vit" in (model.config.model_type, getattr(model.config, "backbone_config", model.config).model_type)
+        compared, reference = (compared, "timm") if is_vit else ("pooled features", "torchvision")
         notes.append(
-            f"The conversion was checked: for random pixels, the {compared} of stock transformers from this folder and those "
-            f"of timm from the file's tensors {outcome}."
+            f"The conversion was checked: for random pixels, the {compared} of transformers from this folder and those "
+            f"of {reference} from the file's tensors {outcome}."
         )
     return notes
 

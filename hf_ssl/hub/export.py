@@ -86,6 +86,7 @@ def export_run(
     model.export_encoder(which).save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     model.save_pretrained(output_dir / "pretraining", save_original_format=False)
+    model.save_state(output_dir / "pretraining")
     processor.save_pretrained(output_dir / "pretraining")
 
 

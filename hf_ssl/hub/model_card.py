@@ -85,6 +85,8 @@ class ModelCardInfo:
         hardware (`str`, *optional*): Machine and time of the training run.
         versions (`Mapping[str, str]`, *optional*): Library versions by name.
         uses_labels (`bool`, *optional*, defaults to `False`): Whether the training used labels (as a joint mode does).
+        projected_results (`bool`, *optional*, defaults to `False`):
+            Whether the numbers were measured with what the pretraining model projects of the feature.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether the repository carries its own modeling file.
         license (`str`, *optional*, defaults to `"apache-2.0"`):
@@ -114,6 +116,7 @@ class ModelCardInfo:
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     uses_labels: bool = False
+    projected_results: bool = False
     trust_remote_code: bool = False
     license: str = "apache-2.0"
 
@@ -139,6 +142,11 @@ def method_info(method: Method, config: Any) -> dict[str, Any]:
         "reported": method.reported,
         "uses_labels": "classification" in getattr(config, "tasks", ()),
     }
+
+
+def needs_remote_code(config: Any) -> bool:
+    """Whether an encoder of this configuration is published with a modeling file of its own."""
+    return not type(config).__module__.startswith("transformers.")
 
 
 def _check(info: ModelCardInfo) -> None:

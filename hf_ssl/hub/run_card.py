@@ -11,11 +11,12 @@ import transformers
 from transformers import SchedulerType
 
 from ..arguments import dataset_name
+from ..backbones import ENCODERS, describe_convnet
 from ..data import DATASETS, ImageData
 from ..models import get_method
 from ..models.auto import model_arguments
 from ..trainer import SSLTrainer
-from .model_card import CardResult, ModelCardInfo, method_info, render_card
+from .model_card import CardResult, ModelCardInfo, method_info, needs_remote_code, render_card
 
 
 _LIMITATIONS = """The encoder has only seen the images it was pretrained on, at the size named at the top: expect features of
@@ -54,7 +55,9 @@ def write_run_card(
         model_name=trainer.output_dir.resolve().name,
         repo_id=trainer.hub_model_id,
         **method_info(method, model.config),
-        backbone=_describe_backbone(arguments),
+        backbone=_describe_backbone(arguments, model.config.backbone_config),
+        projected_results=results["knn_features"] == "projected",
+        trust_remote_code=needs_remote_code(model.config.backbone_config),
         dataset=dataset,
         dataset_id=dataset_id,
         num_train_images=trainer.num_train_images,
@@ -98,7 +101,9 @@ def _clipping(args: Any) -> str:
     return f"norm {bounded} at most {args.max_grad_norm:g}"
 
 
-def _describe_backbone(arguments: dict[str, Any]) -> str:
+def _describe_backbone(arguments: dict[str, Any], config: Any) -> str:
+    if config.model_type in ENCODERS:
+        return describe_convnet(config)
     family, _, size = arguments["backbone"].partition("-")
     return (
         f"{'ViT' if family == 'vit' else family}-{size.title()} with {arguments['patch_size']}-pixel patches for "
@@ -122,9 +127,10 @@ def _setting(value: Any) -> str:
 
 
 def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, split: str) -> list[CardResult]:
+    projected = ", as the loss projects it" if results["knn_features"] == "projected" else ""
     protocol = (
         f"weighted kNN (Wu et al., 2018) with k = {results['k']} and temperature {results['temperature']} on the feature "
-        f"`{results['feature']}`: {results['num_query_images']:,} images that were not trained on, among "
+        f"`{results['feature']}`{projected}: {results['num_query_images']:,} images that were not trained on, among "
         f"{results['num_bank_images']:,} training images."
     )
     return [

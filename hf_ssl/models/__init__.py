@@ -3,6 +3,7 @@
 from .aps import APSConfig, APSForPreTraining, sample_patches
 from .auto import METHODS, Method, get_method
 from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
+from .isl import ISLConfig, ISLForPreTraining
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, mix_patches
 from .pw_self import PWSelfConfig, PWSelfForPreTraining, match_views
 from .relvit import RelViTConfig, RelViTForPreTraining
@@ -11,6 +12,8 @@ from .relvit import RelViTConfig, RelViTForPreTraining
 __all__ = [
     "APSConfig",
     "APSForPreTraining",
+    "ISLConfig",
+    "ISLForPreTraining",
     "METHODS",
     "Method",
     "PatchMixConfig",

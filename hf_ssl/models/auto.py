@@ -8,9 +8,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedModel
 
+from ..backbones import CONVNETS, VIT_SIZES
 from ..help import help_from_docstring
 from .aps import APSConfig, APSForPreTraining, APSViews, APSViewsConfig, convert_aps
 from .base import SSLConfig, SSLPreTrainedModel
+from .isl import ISLConfig, ISLForPreTraining, ISLViews, ISLViewsConfig, convert_isl
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, PatchMixViews, PatchMixViewsConfig, convert_patchmix
 from .pw_self import PWSelfConfig, PWSelfForPreTraining, PWSelfViews, PWSelfViewsConfig, convert_pw_self
 from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig, convert_relvit
@@ -28,15 +30,20 @@ class Method:
         views_class (`type`): Turns a batch of images into the model's inputs.
         views_config_class (`type`): Dataclass of the options of the views.
         convert (`Callable`): Official checkpoint to model; of a fine-tuned one to a classifier of stock transformers.
-        official_encoder (`Callable`): Official checkpoint to the encoder's tensors, under the names of timm's ViT.
-        backbone_overrides (`dict`): What the method fixes in the configuration of a ViT.
+        official_encoder (`Callable`, *optional*): Official checkpoint to the encoder's tensors, under the names of timm's
+            ViT; of methods that train a ViT.
         title (`str`): Name for people.
         summary (`str`): What it trains an encoder to do, in a sentence.
         paper (`str`): Title of the paper.
         arxiv (`str`): Number of the paper on arXiv.
         citation (`str`): BibTeX entry.
+        backbone_overrides (`dict`, *optional*): What the method fixes in the configuration of a ViT.
+        backbones (`tuple[str, ...]`, *optional*): Names of the encoders that it trains; ViTs, where it is unset.
+        reference_features (`Callable`, *optional*): Official checkpoint and images to what its tensors compute in another
+            implementation: pooled features; of methods that train no ViT.
         attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
         eval_crop_ratio (`float`, *optional*): Crop of the authors' evaluation, see [`~hf_ssl.hub.evaluation_processor`].
+        eval_crop_ratios (`dict[int, float]`, *optional*): The same by image size, where it differs.
         eval_interpolation (`str`, *optional*, defaults to `"bilinear"`): How it resizes, or `"bicubic"`.
         image_statistics (`dict[int, tuple[list[float], list[float]]]`, *optional*): Mean and standard deviation that the
             authors pretrained with, by image size, where they are not ImageNet's.
@@ -48,18 +55,25 @@ class Method:
     views_class: type
     views_config_class: type
     convert: Callable[..., PreTrainedModel]
-    official_encoder: Callable[..., dict[str, Tensor]]
-    backbone_overrides: dict[str, Any]
     title: str
     summary: str
     paper: str
     arxiv: str
     citation: str
+    official_encoder: Callable[..., dict[str, Tensor]] | None = None
+    backbone_overrides: dict[str, Any] = field(default_factory=dict)
+    backbones: tuple[str, ...] = tuple(VIT_SIZES)
+    reference_features: Callable[..., Tensor] | None = None
     attention_heads: dict[str, int] = field(default_factory=dict)
     eval_crop_ratio: float | None = None
+    eval_crop_ratios: dict[int, float] = field(default_factory=dict)
     eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     image_statistics: dict[int, tuple[list[float], list[float]]] = field(default_factory=dict)
     reported: ReportedResults | None = None
+
+    def crop_ratio(self, image_size: int, given: float | None = None) -> float | None:
+        """The crop of evaluations for images of this size: the given one, or else the authors'."""
+        return self.eval_crop_ratios.get(image_size, self.eval_crop_ratio) if given is None else given
 
 
 METHODS: dict[str, Method] = {
@@ -204,6 +218,30 @@ METHODS: dict[str, Method] = {
   eprint        = {2310.18651},
   archivePrefix = {arXiv},
   primaryClass  = {cs.CV}
+}""",
+    ),
+    "isl": Method(
+        config_class=ISLConfig,
+        model_class=ISLForPreTraining,
+        views_class=ISLViews,
+        views_config_class=ISLViewsConfig,
+        convert=convert_isl.convert,
+        backbones=CONVNETS,
+        reference_features=convert_isl.reference_features,
+        eval_crop_ratios={227: 227 / 256},  # AlexNet's images are cut out of photos of 256 pixels too
+        image_statistics={32: ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])},  # for SVHN as well
+        title="ISL",
+        summary=(
+            "Every image learns to be told from all others; then images that a generator finds to be like it become its "
+            "neighbors, and it learns to be told with them from the rest."
+        ),
+        paper="Instance Similarity Learning for Unsupervised Feature Representation",
+        arxiv="2108.02721",
+        citation="""@inproceedings{wang2021instance,
+  title     = {Instance Similarity Learning for Unsupervised Feature Representation},
+  author    = {Wang, Ziwei and Wang, Yunsong and Wu, Ziyi and Lu, Jiwen and Zhou, Jie},
+  booktitle = {International Conference on Computer Vision (ICCV)},
+  year      = {2021}
 }""",
     ),
 }

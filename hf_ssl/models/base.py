@@ -1,7 +1,8 @@
 """What the methods share: the configuration and model base classes, and what a forward pass returns."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,11 @@ from transformers.utils.generic import ModelOutput
 
 from ..schedules import Schedule
 from ..views import Draws
+
+
+if TYPE_CHECKING:
+    from ..callbacks import MethodCallback
+    from ..trainer import SSLTrainer
 
 
 Feature = Literal["class_token", "patch_mean", "pooled"]
@@ -89,12 +95,14 @@ class Step:
         samples ([`Draws`]): A row for each image: a function of (seed, epoch, index), whatever batch it comes in.
         values (`dict[str, float]`): Values of the schedules at this optimizer step.
         repetition (`int`, *optional*, defaults to 0): Of the steps in a row that a batch is trained for, which one this is.
+        index (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*): Which of the training images these are.
     """
 
     draws: Draws
     samples: Draws
     values: dict[str, float]
     repetition: int = 0
+    index: Tensor | None = None
 
 
 class SSLPreTrainedModel(PreTrainedModel):
@@ -139,6 +147,43 @@ class SSLPreTrainedModel(PreTrainedModel):
     def steps_per_batch(self) -> int:
         """Optimizer steps in a row that each loaded batch is trained for; its views are made once."""
         return 1
+
+    def prepare_training(self, num_images: int, seed: int) -> None:
+        """
+        Called once before a run, or its continuation: make what belongs to the training images.
+
+        Args:
+            num_images (`int`): Number of training images.
+            seed (`int`): The seed of the run.
+        """
+
+    def training_callback(self, trainer: "SSLTrainer") -> "MethodCallback | None":
+        """
+        What the method does in a run beside its steps.
+
+        Args:
+            trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer of the run.
+
+        Returns:
+            [`~hf_ssl.callbacks.MethodCallback`], *optional*: nothing, in most methods.
+        """
+        return None
+
+    def save_state(self, folder: str | Path) -> None:
+        """
+        Write what belongs to the training images, and is no part of the weights, into a checkpoint or `pretraining/`.
+
+        Args:
+            folder (`str` or `Path`): The folder.
+        """
+
+    def load_state(self, folder: str | Path) -> None:
+        """
+        Read what [`~SSLPreTrainedModel.save_state`] wrote, if it did.
+
+        Args:
+            folder (`str` or `Path`): The folder.
+        """
 
     def schedules(self, num_steps: int, steps_per_epoch: int) -> dict[str, Schedule]:
         """
@@ -193,6 +238,16 @@ class SSLPreTrainedModel(PreTrainedModel):
             `torch.Tensor` of shape `(num_images, dim)`: the features themselves, where the method does not compare images.
         """
         return features
+
+    def held_features(self) -> Tensor | None:
+        """
+        What the model itself holds of its training images.
+
+        Returns:
+            `torch.Tensor` of shape `(num_images, dim)`, *optional*: projected features, in the order of the training data;
+            nothing, in most methods, or before every image was met.
+        """
+        return None
 
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
         """

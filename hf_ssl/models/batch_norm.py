@@ -1,7 +1,7 @@
 """Batch normalization over the batches of all processes, on CPUs and GPUs."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
 
@@ -100,6 +100,19 @@ class SyncBatchNorm(_BatchNorm):
             factor = self.momentum
         self.running_mean.mul_(1 - factor).add_(factor * mean)
         self.running_var.mul_(1 - factor).add_(factor * var * (total / (total - 1)))
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """
+    Put a [`SyncBatchNorm`] in the place of every batch norm inside of a module, with fresh weights and statistics.
+
+    Args:
+        module (`torch.nn.Module`): Changed in place; its parameters and buffers keep their names.
+    """
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(parent, name, SyncBatchNorm(child.num_features, child.eps, child.momentum))
 
 
 def init_batch_norm(module: SyncBatchNorm) -> None:
