@@ -28,6 +28,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patchmix_passes.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/aps_sampling.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pw_self_head.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/isl_bank.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patch_augmentation.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ema_and_clipping.py

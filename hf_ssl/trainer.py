@@ -380,9 +380,8 @@ class SSLTrainer(Trainer):
             `tuple[int, Iterator[dict[str, torch.Tensor]]]`: how many batches an epoch has, without any left out; and batches
             of views, with `index` and `epoch`, on the device.
         """
-        sampler = self._new_sampler()
-        sampler.set_epoch(epoch)
-        loader = self._new_loader(sampler, drop_last=False)
+        loader: Any = self._new_loader(self._new_sampler(), drop_last=False)
+        loader.set_epoch(epoch)  # accelerate's: it would tell the sampler that this is its first
         total = len(loader)
         return total, self._extra_batches(skip_first_batches(loader, first) if first else loader)
 
@@ -610,11 +609,11 @@ class SSLTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Trainer's; but learning rates and weight decay are those of the arguments, which may have been changed."""
         groups = self.optimizer.param_groups  # type: ignore[union-attr]
+        scheduler: Any = self.lr_scheduler
+        if not isinstance(scheduler, LambdaLR):  # its learning rate is what it has come to
+            return super()._load_optimizer_and_scheduler(checkpoint)
         wanted = [(group["initial_lr"], group["weight_decay"]) for group in groups]
         super()._load_optimizer_and_scheduler(checkpoint)
-        scheduler: Any = self.lr_scheduler
-        if not isinstance(scheduler, LambdaLR):
-            return
         scheduler.base_lrs = [rate for rate, _ in wanted]
         step = scheduler.last_epoch
         rates = [rate * factor(step) for (rate, _), factor in zip(wanted, scheduler.lr_lambdas, strict=True)]
@@ -787,7 +786,7 @@ class SSLTrainer(Trainer):
         self, commit_message: str = "End of training", revision: str | None = None
     ) -> CommitInfo | None:
         """
-        Upload `output_dir` as it is, without checkpoints.
+        Upload `output_dir` as it is, without checkpoints and without what belongs to the training images.
 
         Args:
             commit_message (`str`, *optional*): Message of the one commit.
@@ -806,5 +805,5 @@ class SSLTrainer(Trainer):
             commit_message=commit_message,
             token=self.args.hub_token,
             revision=revision or self.args.hub_revision,
-            ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json"],
+            ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json", "*bank.safetensors"],
         )

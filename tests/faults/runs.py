@@ -20,6 +20,7 @@ from ..processes import Running
 from ..training.common import (
     IMAGES,
     make_aps,
+    make_isl,
     make_model,
     make_patchmix,
     make_pw_self,
@@ -47,6 +48,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "patchmix": {"make": make_patchmix, "bf16": True},
     "pw_self": {"make": make_pw_self, "bf16": True},
     "aps": {"make": make_aps, "bf16": True, "dataloader_num_workers": 1, "save_steps": 6},
+    "isl": {
+        "make": make_isl,
+        "optim": "sgd",
+        "optim_args": "momentum=0.9",
+        "learning_rate": 0.03,
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"mode": "max", "factor": 0.8, "patience": 0},
+        "metric_for_best_model": "knn_top1",
+        "eval_steps": 3,
+    },
 }
 
 

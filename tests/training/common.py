@@ -9,6 +9,8 @@ from transformers import ViTConfig
 from hf_ssl import (
     APSConfig,
     APSForPreTraining,
+    ISLConfig,
+    ISLForPreTraining,
     PatchMixConfig,
     PatchMixForPreTraining,
     PWSelfConfig,
@@ -16,8 +18,10 @@ from hf_ssl import (
     RelViTConfig,
     RelViTForPreTraining,
 )
+from hf_ssl.backbones.modeling_cifar_resnet import CifarResNetConfig
 from hf_ssl.data import TensorSource
 from hf_ssl.models.aps import APSViews, APSViewsConfig
+from hf_ssl.models.isl import ISLViews, ISLViewsConfig
 from hf_ssl.models.patchmix import PatchMixViews, PatchMixViewsConfig
 from hf_ssl.models.pw_self import PWSelfViews, PWSelfViewsConfig
 from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
@@ -82,6 +86,19 @@ def make_pw_self(**overrides: Any) -> PWSelfForPreTraining:
     return PWSelfForPreTraining(PWSelfConfig(backbone_config=make_backbone(), **{**small, **overrides}))
 
 
+def make_isl(**overrides: Any) -> ISLForPreTraining:
+    """ISL with a ResNet of four blocks, two rounds, three epochs of the generator in each, and loose thresholds."""
+    torch.manual_seed(0)
+    backbone = CifarResNetConfig(
+        layer_type="basic", embedding_size=4, hidden_sizes=[4, 8, 8, 12], depths=[1, 1, 1, 1], image_size=16
+    )
+    small = {
+        **{"projection_dim": 8, "num_rounds": 2, "num_negatives": 6, "gan_max_epochs": 3, "gan_min_steps": 0},
+        **{"gan_learning_rate": 1e-2, "score_threshold": 0.2, "similarity_threshold": 0.3, "links_per_proxy": 2},
+    }
+    return ISLForPreTraining(ISLConfig(backbone_config=backbone, **{**small, **overrides}))
+
+
 def make_trainer(
     output_dir: Any,
     model: Any = None,
@@ -112,6 +129,8 @@ def make_trainer(
         views = APSViews(APSViewsConfig(), model.config, training_args.seed)
     elif views is None and isinstance(model, PWSelfForPreTraining):
         views = PWSelfViews(PWSelfViewsConfig(local=View(size=8), canvas=16), model.config, training_args.seed)
+    elif views is None and isinstance(model, ISLForPreTraining):
+        views = ISLViews(ISLViewsConfig(), model.config, training_args.seed)
     elif views is None:
         views = RelViTViews(RelViTViewsConfig(), model.config, training_args.seed)
     return SSLTrainer(model, training_args, TensorSource(images), views, monitor)
@@ -137,7 +156,10 @@ def outcome(trainer: SSLTrainer) -> dict[str, Any]:
         {name: value for name, value in group.items() if name != "params"} for group in optimizer["param_groups"]
     ]
     return {
-        "weights": {name: _digest(tensor) for name, tensor in trainer.model.state_dict().items()},
+        "weights": {
+            name: _digest(tensor)
+            for name, tensor in {**trainer.model.state_dict(), **dict(trainer.model.named_buffers())}.items()
+        },
         "optimizer": {name: _digest(tensor) for name, tensor in tensors.items()},
         "groups": repr(groups),
         "scheduler": repr(sorted(trainer.lr_scheduler.state_dict().items(), key=str)),

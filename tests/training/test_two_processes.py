@@ -11,7 +11,7 @@ from hf_ssl.evaluation import KNNMonitor
 from hf_ssl.hub import evaluation_processor
 
 from ..processes import run_ranks
-from .common import IMAGES, make_aps, make_model, make_patchmix, make_pw_self, make_toy, make_trainer
+from .common import IMAGES, make_aps, make_isl, make_model, make_patchmix, make_pw_self, make_toy, make_trainer
 
 
 SETTINGS = {"max_steps": 8, "optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 1.0}
@@ -29,6 +29,8 @@ def train(folder: str, kind: str, **args: Any) -> dict[str, Any]:
         model: Any = make_patchmix(group_size=1)
     elif kind == "aps":
         model = make_aps()
+    elif kind == "isl":
+        model = make_isl()
     elif kind == "pw_self":  # with crops of each image: those of a batch are drawn by each process
         model = make_pw_self(geometry="sample")
     else:
@@ -40,7 +42,10 @@ def train(folder: str, kind: str, **args: Any) -> dict[str, Any]:
         "logs": [e for e in trainer.state.log_history if "loss" in e],
         "monitor": [e for e in trainer.state.log_history if "eval_knn_top1" in e],
         "neighbors": monitor.last_neighbors.tolist(),
-        "weights": {name: tensor.clone().numpy() for name, tensor in model.state_dict().items()},
+        "weights": {
+            name: tensor.clone().numpy()
+            for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items()
+        },
     }
     trainer.close()
     return result
@@ -62,7 +67,7 @@ def assert_equal_runs(first: dict[str, Any], second: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["relvit", "contrastive", "patchmix", "aps", "pw_self"])
+@pytest.mark.parametrize("kind", ["relvit", "contrastive", "patchmix", "aps", "pw_self", "isl"])
 def test_two_processes_equal_one(tmp_path, kind):
     """Stochastic depth is drawn for each image, batch statistics and negatives come from all processes."""
     one = train(str(tmp_path / "one"), kind, per_device_train_batch_size=8)

@@ -181,7 +181,7 @@ class MemoryBank(nn.Module):
             most_similar (`bool`, *optional*, defaults to `True`): Which end of the list.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size,)`, int64: the first of several equal ones; of an image without neighbors, the
+            `torch.Tensor` of shape `(batch_size,)`, int64: the first of several equal ones; of one without neighbors, the
             image itself.
         """
         places, others, used = self.neighbors.of(index)

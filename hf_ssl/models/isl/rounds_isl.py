@@ -64,7 +64,7 @@ class Progress:
         stage (`str`): `"backbone"`, `"gan"`, `"mining"`, or `"done"` after the last one.
         first_epoch (`int`): Epoch of the encoder's training that the round began with.
         batch (`int`): Batches done of an unfinished epoch of the generator, or an unfinished pass of mining.
-        sums (`list[float]`): Sums over those: the two losses and the images; or the new links.
+        sums (`list[float]`): Sums over those: the two losses and the images, of each process; or the new links.
         gan_steps (`int`): Steps of the generator, over all rounds.
         forfeited_steps (`int`): Steps of the encoder's training that were left out by hand.
         gan_epochs (`list[GANEpoch]`): The epochs of this round's generator.
@@ -223,7 +223,7 @@ class Rounds(MethodCallback):
     def _gan_epoch(self) -> list[float]:
         """A step of both networks for each batch; the mean losses."""
         progress, number = self.progress, len(self.progress.gan_epochs)
-        sums = torch.tensor(progress.sums or [0.0, 0.0, 0.0], device=self.model.device, dtype=torch.float64)
+        sums = self._own_sums()
         with self._networks_trainable():
             for anchor, index, draws in self._features("gan", number):
                 triplets = self._draw_triplets(anchor, index, draws)
@@ -231,9 +231,18 @@ class Rounds(MethodCallback):
                 sums += torch.stack([*losses, torch.ones_like(losses[0])]) * len(index)
                 progress.gan_steps += 1
                 if self.trainer.stop_callback.poll():
-                    self._stop(self.trainer.accelerator.reduce(sums, "mean").tolist())
+                    self._stop(self.trainer.accelerator.gather(sums).tolist())
         sums = self.trainer.accelerator.reduce(sums)
         return (sums[:2] / sums[2]).tolist()
+
+    def _own_sums(self) -> Tensor:
+        """This process's losses, and images, of the batches that an unfinished epoch has had."""
+        saved, args = torch.tensor(self.progress.sums, dtype=torch.float64).view(-1, 3), self.trainer.args
+        if len(saved) == args.world_size:
+            own = saved[args.process_index]
+        else:  # none, or those of another number of processes
+            own = saved.sum(0) * (args.process_index == 0)
+        return own.to(self.model.device)
 
     def gan_step(self, triplets: Triplets) -> tuple[Tensor, Tensor]:
         """
