@@ -3,11 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/isl_bank.py
     python benchmarks/isl_bank.py --device cuda --backbone resnet50 --image_size 224 --batch_size 256 --num_images 1281167
 
-* Overhead: the whole step (views given: forward, losses over the bank, update of the bank, backward, SGD) over that of the encoder alone
-  (forward, backward, SGD, with channels last as well), without neighbors as in the first round, and with two for each image.
-* Mining: a batch of it (views given: encoder, negatives, proxies, their nearest rows, new links) over a step of the training; both
-  go over all images once.
-* Memory: bytes allocated at most beside the bank, for a synthetic bank of ImageNet's size and features of 256 images. On a CPU.
+* Overhead: the whole step (views given: forward, losses over the bank, update of the bank, backward, SGD) over that of the
+  encoder alone (forward, backward, SGD, with channels last as well), without neighbors as in the first round, and with two
+  for each image.
+* Mining: a batch of it (views given: encoder, negatives, proxies, their nearest rows, new links) over a step of the training;
+  both go over all images once.
+* Memory: bytes allocated at most beside the bank, for a synthetic bank of ImageNet's size and features of 256 images. On a
+  CPU.
 
 Two times measured in turn in one process; on a CPU in CPU-seconds.
 """

@@ -97,10 +97,11 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
             )
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
-        is_vit = "vit" in (model.config.model_type, getattr(model.config, "backbone_config", model.config).model_type)
-        compared, reference = (compared, "timm") if is_vit else ("pooled features", "torchvision")
+        encoder = getattr(model.config, "backbone_config", model.config)
+        compared, reference = ("pooled features", "torchvision") if encoder.model_type in ENCODERS else (compared, "timm")
+        loader = "transformers" if needs_remote_code(encoder) else "stock transformers"
         notes.append(
-            f"The conversion was checked: for random pixels, the {compared} of transformers from this folder and those "
+            f"The conversion was checked: for random pixels, the {compared} of {loader} from this folder and those "
             f"of {reference} from the file's tensors {outcome}."
         )
     return notes

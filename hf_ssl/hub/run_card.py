@@ -56,7 +56,7 @@ def write_run_card(
         repo_id=trainer.hub_model_id,
         **method_info(method, model.config),
         backbone=_describe_backbone(arguments, model.config.backbone_config),
-        projected_results=results["knn_features"] == "projected",
+        projected_results=results.get("knn_features") == "projected",
         trust_remote_code=needs_remote_code(model.config.backbone_config),
         dataset=dataset,
         dataset_id=dataset_id,
@@ -127,7 +127,7 @@ def _setting(value: Any) -> str:
 
 
 def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, split: str) -> list[CardResult]:
-    projected = ", as the loss projects it" if results["knn_features"] == "projected" else ""
+    projected = ", as the loss projects it" if results.get("knn_features") == "projected" else ""
     protocol = (
         f"weighted kNN (Wu et al., 2018) with k = {results['k']} and temperature {results['temperature']} on the feature "
         f"`{results['feature']}`{projected}: {results['num_query_images']:,} images that were not trained on, among "

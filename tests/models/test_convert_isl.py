@@ -190,6 +190,7 @@ def neighbors(model):
     places, others, used = model.bank.neighbors.of(images)
     found = [{i} for i in images.tolist()]
     for place, other in zip(places[used].tolist(), others[used].tolist(), strict=True):
+        assert other not in found[place], "itself, or twice"
         found[place].add(other)
     return found
 

@@ -72,11 +72,9 @@ def perturb(network, seed=5):
                 tensor.add_(0.2 * torch.rand(tensor.shape, generator=generator).to(tensor))
 
 
-def dense_losses(model, batch):
+def dense_losses(model, features):
     """The terms as they are written: image by image, with a softmax over all of the bank and its logarithm."""
     config, rows = model.config, model.bank.rows
-    pooled = model.student.backbone(batch["pixel_values"]).pooler_output.flatten(1)
-    features = F.normalize(model.student.projection(pooled))
     log_p = F.log_softmax(features @ rows.T / config.temperature, dim=1)
     terms = {name: features.new_zeros(()) for name in ("instance", "neighbors", "hard_positive")}
     for place, image in enumerate(INDEX):
@@ -90,7 +88,7 @@ def dense_losses(model, batch):
         log_q = F.log_softmax(rows @ rows[others[chosen]] / config.temperature, dim=0)
         divergence = F.kl_div(log_q, log_p[place], reduction="sum", log_target=True)
         terms["hard_positive"] = terms["hard_positive"] + config.hard_positive_weight * divergence
-    return {name: term / len(INDEX) for name, term in terms.items()}, features
+    return {name: term / len(INDEX) for name, term in terms.items()}
 
 
 # ---- encoders that are loaded where there is no hf_ssl ----
@@ -259,7 +257,9 @@ class TestISL(SSLModelTester):
         batch, reference = self.batch(model), copy.deepcopy(model)
         batch["pixel_values"] = batch["pixel_values"].double()
         output = model(**batch)
-        losses, features = dense_losses(reference, batch)
+        pooled = reference.student.backbone(batch["pixel_values"]).pooler_output.flatten(1)
+        features = F.normalize(reference.student.projection(pooled))
+        losses = dense_losses(reference, features)
         assert output.losses.keys() == losses.keys() and min(losses.values()) > 0
         for name, loss in losses.items():
             torch.testing.assert_close(output.losses[name], loss, rtol=1e-11, atol=0)
@@ -421,14 +421,19 @@ def test_round_without_neighbors():
     assert output.metrics["with_neighbors"] == 0
 
 
-def test_features_are_in_full_precision():
-    """Of unit length in float32, whatever the convolutions are computed in."""
+def test_full_precision():
+    """Whatever the convolutions are computed in: features of unit length in float32, and what is made of them."""
     model = make_model()
+    reference = copy.deepcopy(model)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        features = model(**make_batch(model.config)).features
+        output = model(**make_batch(model.config))
+    features = output.features
     assert features.dtype == torch.float32 and features.requires_grad
     torch.testing.assert_close(features.norm(dim=1), torch.ones(len(INDEX), device=DEVICE), rtol=1e-6, atol=0)
-    assert model.bank.rows.dtype == torch.float32
+    for name, loss in dense_losses(reference, features).items():
+        torch.testing.assert_close(output.losses[name], loss, rtol=1e-5, atol=1e-6)
+    expected = F.normalize(0.5 * reference.bank.rows[INDEX] + 0.5 * features)
+    torch.testing.assert_close(model.bank.rows[INDEX], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_no_bank():

@@ -261,6 +261,11 @@ def _fill_bank(model: ISLForPreTraining, checkpoint: OfficialCheckpoint) -> None
     assert checkpoint.rows is not None
     model.make_bank(len(checkpoint.rows))
     assert model.bank is not None
+    if checkpoint.rows.shape != model.bank.rows.shape:  # it might be broadcast
+        raise ValueError(
+            f"the memory bank has vectors of {checkpoint.rows.shape[1]} numbers, the projection of "
+            f"{model.config.projection_dim}"
+        )
     model.bank.rows.copy_(checkpoint.rows)
     pairs = [(i, j) for i, others in enumerate(checkpoint.neighbors) for j in others if i != j]
     if pairs:
