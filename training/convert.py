@@ -144,7 +144,7 @@ def main() -> None:
         reference = "timm"
         if method.official_encoder is None:
             error = verify_features(args.output_dir, method, args.checkpoint)
-            compared, reference = "Features", "torchvision"
+            compared, reference = "Features", "torchvision (AlexNet: of plain torch layers)"
         else:
             eps = getattr(model.config, "backbone_config", model.config).layer_norm_eps
             error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), eps)

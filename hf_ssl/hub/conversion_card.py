@@ -16,9 +16,10 @@ _LIMITATIONS = """Nothing was measured by us: neither how good the model is, nor
 Expect it to be worse for images unlike those it was trained on, or of other sizes than the one named at the top.
 It inherits whatever biases those images have.
 
-The tensors do not tell the number of attention heads, the epsilon of the LayerNorms, the mean, standard deviation and crop of
+The tensors do not tell {untold}the mean, standard deviation and crop of
 the processor, or settings that no shape depends on. These were set at conversion, as the authors have them where that is
 known: compare them with theirs."""
+_UNTOLD_OF_A_VIT = "the number of attention heads, the epsilon of the LayerNorms, "
 
 _PUBLISHED = {
     "teacher": "the teacher, a moving average of the student",
@@ -67,7 +68,9 @@ def write_conversion_card(
         num_classes=model.config.num_labels if is_classifier else None,
         converted_from=Path(checkpoint).name,
         conversion_notes=_notes(model, which, error),
-        limitations=_LIMITATIONS,
+        limitations=_LIMITATIONS.format(
+            untold="" if config.backbone_config.model_type in ENCODERS else _UNTOLD_OF_A_VIT
+        ),
         license=method.reported.weights_license if method.reported else "unknown",
     )
     card = render_card(info)
@@ -98,7 +101,9 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         encoder = getattr(model.config, "backbone_config", model.config)
-        compared, reference = ("pooled features", "torchvision") if encoder.model_type in ENCODERS else (compared, "timm")
+        reference = "timm"
+        if encoder.model_type in ENCODERS:
+            compared, reference = "pooled features", "torchvision or plain torch layers"
         loader = "transformers" if needs_remote_code(encoder) else "stock transformers"
         notes.append(
             f"The conversion was checked: for random pixels, the {compared} of {loader} from this folder and those "

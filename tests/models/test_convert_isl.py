@@ -356,7 +356,8 @@ def test_both_forms_of_the_same_file():
         one, other = getattr(first, part), getattr(second, part)
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(first.rows, second.rows) and first.neighbors == second.neighbors
-    assert (first.temperature, first.bank_momentum) == (second.temperature, second.bank_momentum) == (0.1, 0.4)
+    expected = {"temperature": 0.1, "bank_momentum": 0.4, "num_negatives": 12, "links_per_proxy": 3}
+    assert first.options == second.options == expected
     assert sum(map(len, first.neighbors)) > 40
 
 

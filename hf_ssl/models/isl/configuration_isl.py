@@ -1,5 +1,6 @@
 """Configuration of ISL (Wang et al., 2021, arXiv 2108.02721)."""
 
+import math
 from dataclasses import field
 from typing import Any, ClassVar, Literal
 
@@ -111,11 +112,13 @@ class ISLConfig(SSLConfig):
         if self.feature != "pooled":
             raise ValueError(f"feature={self.feature!r}: these encoders have no tokens, only 'pooled'.")
         for name in ("temperature", "gan_learning_rate"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.projection_dim < 2:  # the discriminator halves it
+            raise ValueError(f"projection_dim={self.projection_dim} must be at least 2.")
         for name in (
-            *("projection_dim", "num_rounds", "num_negatives", "gan_max_epochs", "gan_patience"),
-            *("links_per_proxy", "mining_max_passes"),
+            *("num_rounds", "num_negatives", "gan_max_epochs", "gan_patience", "links_per_proxy"),
+            "mining_max_passes",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ class OfficialCheckpoint:
         discriminator (`dict[str, torch.Tensor]`): The discriminator's; empty in older files.
         rows (`torch.Tensor` of shape `(num_images, dim)`, *optional*): The memory bank.
         neighbors (`list[list[int]]`): The set of each image, with itself; empty in older files.
-        temperature (`float`, *optional*): What similarities were divided by.
-        bank_momentum (`float`, *optional*): The momentum of the bank.
+        options (`dict[str, Any]`): Options of an [`ISLConfig`] that the bank tells.
     """
 
     tensors: dict[str, Tensor]
@@ -45,8 +44,7 @@ class OfficialCheckpoint:
     discriminator: dict[str, Tensor]
     rows: Tensor | None = None
     neighbors: tuple[tuple[int, ...], ...] = ()
-    temperature: float | None = None
-    bank_momentum: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def load_official(path: str | Path) -> OfficialCheckpoint:
@@ -91,12 +89,10 @@ def _read_bank(bank: Any, path: str | Path) -> dict[str, Any]:
             f"{path} holds a memory bank whose `affinity_mat` is not one set of images for each image."
         )
     temperature, momentum = params.flatten()[:2].tolist()
-    return {
-        "rows": rows,
-        "neighbors": tuple(tuple(sorted(item)) for item in sets),
-        "temperature": round(temperature, 6),  # float32 in the file
-        "bank_momentum": round(momentum, 6),
-    }
+    options = {"temperature": round(temperature, 6), "bank_momentum": round(momentum, 6)}  # float32 in the file
+    counts = {"num_negatives": bank.get("K"), "links_per_proxy": bank.get("topk")}
+    options |= {name: value for name, value in counts.items() if type(value) is int}
+    return {"rows": rows, "neighbors": tuple(tuple(sorted(item)) for item in sets), "options": options}
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,11 +213,8 @@ def config_from_official(checkpoint: OfficialCheckpoint) -> ISLConfig:
     if not projections:
         raise CheckpointError(f"The checkpoint holds no projection: none of {', '.join(_PROJECTIONS)}.")
     small = backbone_config.image_size == _SMALL_IMAGE  # type: ignore[attr-defined]
-    told = {"temperature": checkpoint.temperature, "bank_momentum": checkpoint.bank_momentum}
-    options: dict[str, Any] = (
-        {} if small else {"score_threshold": 0.3, "similarity_threshold": 0.3, "temperature": 0.07}
-    )
-    options |= {name: value for name, value in told.items() if value is not None}
+    photos = {"score_threshold": 0.3, "similarity_threshold": 0.3, "temperature": 0.07}
+    options = ({} if small else photos) | checkpoint.options
     return ISLConfig(backbone_config=backbone_config, projection_dim=len(projections[0]), **options)
 
 

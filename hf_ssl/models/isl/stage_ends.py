@@ -151,6 +151,6 @@ def why_mining_ends(
     """
     if has_enough_neighbors(num_links, num_images, round_number, config.neighbors_per_round):
         return "enough neighbors"
-    if new_links[-1] <= _MIN_NEW_LINKS * num_links:
+    if new_links[-1] == 0 or new_links[-1] < _MIN_NEW_LINKS * num_links:
         return "hardly any new links"
     return "mining_max_passes" if len(new_links) >= config.mining_max_passes else None
