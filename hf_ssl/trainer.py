@@ -146,6 +146,7 @@ class SSLTrainer(Trainer):
         self._buffers: dict[str, Tensor] = {}  # those of before the step, where steps may be skipped
         self._steps_per_epoch = 0  # known when there is a data loader
         self._repeated: RepeatedBatches | None = None
+        self._extra_loader: Any = None
         self._repeated_views: dict[int, Batch] = {}  # by micro-batch, where a batch is trained several steps
         self._is_writing_aside = False
         self._last_saved_step = -1
@@ -230,7 +231,7 @@ class SSLTrainer(Trainer):
             [`TrainingInterrupted`]: the run was stopped by Ctrl-C or SIGTERM; a checkpoint was written.
         """
         prepare_for_workers()
-        self.model.prepare_training(self.num_train_images, self.args.seed)
+        self.model.prepare_training(self.num_train_images, self.args.seed, self._run()["dataset"])
         self._checkpoint = self._agree_on_start(resume_from_checkpoint)
         if self._checkpoint is not None:
             self.args.eval_on_start = False
@@ -324,7 +325,7 @@ class SSLTrainer(Trainer):
         Batches of the source, in the order of an [`EpochSampler`]; of several processes, each gets its share. Where the
         method trains a batch for several steps, it comes several times.
         """
-        args = self.args
+        args, self._extra_loader = self.args, None
         self._sampler = self._new_sampler()
         loader = self._new_loader(self._sampler, args.dataloader_drop_last)
         micro_batches, self._repeated = args.gradient_accumulation_steps, None
@@ -380,7 +381,9 @@ class SSLTrainer(Trainer):
             `tuple[int, Iterator[dict[str, torch.Tensor]]]`: how many batches an epoch has, without any left out; and batches
             of views, with `index` and `epoch`, on the device.
         """
-        loader: Any = self._new_loader(self._new_sampler(), drop_last=False)
+        if self._extra_loader is None:  # one for the run: accelerate keeps all that it has prepared
+            self._extra_loader = self._new_loader(self._new_sampler(), drop_last=False)
+        loader = self._extra_loader
         loader.set_epoch(epoch)  # accelerate's: it would tell the sampler that this is its first
         total = len(loader)
         return total, self._extra_batches(skip_first_batches(loader, first) if first else loader)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset, Subset
-from transformers import AutoImageProcessor, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModelForPreTraining, SchedulerType
 from transformers.trainer_utils import TrainOutput
 
 from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
@@ -28,6 +28,7 @@ from hf_ssl.data import ImageData, make_source
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, require_matplotlib
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
+from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.models import get_method
 from hf_ssl.stopping import TrainingInterrupted
 from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
@@ -41,7 +42,8 @@ NEXT_STEPS = """
 {output_dir} holds the encoder, ready for the Hub:
 
     from transformers import AutoImageProcessor, AutoModel
-    model, processor = AutoModel.from_pretrained("{output_dir}"), AutoImageProcessor.from_pretrained("{output_dir}")
+    model = AutoModel.from_pretrained("{output_dir}"{trust})
+    processor = AutoImageProcessor.from_pretrained("{output_dir}")
 
 Look at {output_dir}/README.md and at figures/ beside it. What to try next:
 
@@ -160,8 +162,11 @@ def for_the_end(args: PretrainArguments, monitor: KNNMonitor, recompute: bool) -
     return before[0] != monitor.k or (before[1] and recompute)
 
 
-def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor) -> None:
-    """`--do_train false`: measure the model that an earlier run left in the output folder."""
+def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor, source: Any) -> None:
+    """
+    `--do_train false`: measure the model that an earlier run left in the output folder; what it holds of its training images
+    is only used with these images.
+    """
     folder = Path(output_dir) / "pretraining"
     for_the_end(args, monitor, args.recompute)
     if not folder.is_dir():
@@ -171,6 +176,13 @@ def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor)
     monitor.processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForPreTraining.from_pretrained(folder)
     model.load_state(folder)
+    held = model.held_features() if monitor.projected and not monitor.recompute else None
+    is_of_others = model.held_fingerprint is not None and model.held_fingerprint != source.fingerprint()
+    if held is not None and (len(held) != len(source) or is_of_others):
+        raise ValueError(
+            f"{folder} holds features of {len(held):,} other images than these {len(source):,}: give the --dataset and "
+            "--max_train_samples of the run, or --recompute true."
+        )
     results = monitor(model) | monitor.settings
     write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
@@ -194,7 +206,6 @@ def finish(
         "data_wait_percent": round(100 * trainer.data_seconds / seconds, 2),
         "num_steps": step,
         "num_train_images": trainer.num_train_images,
-        "knn_features": args.knn_features,
         **(trainer.method_callback.results() if trainer.method_callback is not None else {}),
     }
     export_run(trainer.model, monitor.processor, output_dir, published(args))
@@ -211,7 +222,8 @@ def finish(
             f"{', projected' if monitor.projected else ''}, k = {monitor.k}, "
             f"{len(monitor.queries):,} queries among {len(monitor.bank):,} images."
         )
-    print(NEXT_STEPS.format(output_dir=output_dir, method=args.method, small_run=SMALL_RUNS[args.method]))
+    trust = ", trust_remote_code=True" if needs_remote_code(trainer.model.config.backbone_config) else ""
+    print(NEXT_STEPS.format(output_dir=output_dir, method=args.method, small_run=SMALL_RUNS[args.method], trust=trust))
 
 
 def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
@@ -235,8 +247,9 @@ def main() -> None:
     processor = evaluation_processor(args.image_size, mean, std, crop_ratio, method.eval_interpolation)
     monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
     if not training_args.do_train:
-        return evaluate_only(args, training_args.output_dir, monitor)
+        return evaluate_only(args, training_args.output_dir, monitor, source)
 
+    check_plateau(args, training_args, data)
     require_matplotlib()
     set_seed(training_args.seed)
     model = method.model_class(config)
@@ -264,6 +277,19 @@ def main() -> None:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     trainer.close()
+
+
+def check_plateau(args: PretrainArguments, training_args: SSLTrainingArguments, data: ImageData) -> None:
+    """A learning rate that follows an accuracy needs one that is measured; otherwise the first evaluation would fail."""
+    if training_args.lr_scheduler_type != SchedulerType.REDUCE_ON_PLATEAU:
+        return
+    metric = str(training_args.metric_for_best_model).removeprefix("eval_")
+    if data.num_classes is None:
+        raise ValueError(
+            f"The learning rate is to follow {metric}, and {args.dataset} has no labels: set --lr_scheduler_type cosine."
+        )
+    if metric == "knn_top1_train" and not args.knn_train_samples:
+        raise ValueError("The learning rate is to follow knn_top1_train: set --knn_train_samples, for example 5000.")
 
 
 def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:

@@ -8,7 +8,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,6 +16,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
 )
+from transformers.utils.generic import can_return_tuple
 
 
 # Kernel, stride and padding of the five convolutions, and those of the pooling that follows some of them.
@@ -128,6 +128,7 @@ class AlexNetModel(AlexNetPreTrainedModel):
     def _fully_connected(inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPoolingAndNoAttention:
         """
         Args:
@@ -166,6 +167,7 @@ class AlexNetForImageClassification(AlexNetPreTrainedModel):
         self.classifier = nn.Linear(config.fc_width, config.num_labels or 0)
         self.post_init()
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
@@ -174,14 +176,14 @@ class AlexNetForImageClassification(AlexNetPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, image_size, image_size)`):
                 Normalized images.
             labels (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
-                Class ids.
+                Class ids; or what the configuration's `problem_type` says.
 
         Returns:
-            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the cross-entropy as
-            `loss` if there are labels.
+            `ImageClassifierOutputWithNoAttention`: `logits` of shape `(batch_size, num_labels)`, and the `loss` if there are
+            labels.
         """
         logits = self.classifier(self.alexnet(pixel_values).pooler_output)
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
 
 

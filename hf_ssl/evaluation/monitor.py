@@ -16,6 +16,7 @@ from .similarity import instance_similarity
 NUM_NEIGHBORS = 8  # neighbors of a query that the figure shows
 NUM_QUERIES_SHOWN = 6
 PROJECTED_AT_ONCE = 4096
+MAX_PIXEL_BANK, MAX_PIXEL_QUERIES = 5000, 2000  # pixels are many numbers
 NUM_KEYS = 10  # bank images that the shown queries are compared with
 
 
@@ -161,9 +162,11 @@ class KNNMonitor:
         return instance_similarity(projections[: len(queries)], projections[len(queries) :])
 
     @property
-    def settings(self) -> dict[str, float]:
-        """The protocol in numbers, for a report."""
+    def settings(self) -> dict[str, Any]:
+        """The protocol of the last call, for a report."""
         return {
+            "knn_features": "projected" if self.projected else "encoder",
+            "knn_bank": "held by the model" if self.uses_held_features else "computed",
             "k": self.k,
             "temperature": self.temperature,
             "num_bank_images": len(self.bank),
@@ -171,12 +174,10 @@ class KNNMonitor:
         }
 
     def _pixel_accuracy(self) -> float:
-        """The same protocol on the processed pixels; measured once."""
+        """The same protocol on the processed pixels, of some images if there are many; measured once."""
         if self._pixels is None:
-            bank, queries = (
-                pixel_features(self.processor, images, num_workers=self.num_workers)
-                for images in (self.bank, self.queries)
-            )
+            shares = evenly_spaced(self.bank, MAX_PIXEL_BANK), evenly_spaced(self.queries, MAX_PIXEL_QUERIES)
+            bank, queries = (pixel_features(self.processor, images, num_workers=self.num_workers) for images in shares)
             self._pixels = self._accuracy(*bank, *queries)
         return self._pixels["knn_top1"]
 

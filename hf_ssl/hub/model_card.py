@@ -234,7 +234,8 @@ def render_card(info: ModelCardInfo) -> ModelCard:
         },
         comparison_texts={
             "before training": "Before training: the same encoder with its initial random weights.",
-            "raw pixels": "Raw pixels: the processed pixels as features, without an encoder.",
+            "raw pixels": "Raw pixels: the processed pixels as features, without an encoder (of at most 5,000 training "
+            "images).",
         },
     )
     return ModelCard(content)

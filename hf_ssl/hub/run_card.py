@@ -86,6 +86,9 @@ def write_run_card(
 
 def _schedule(args: Any) -> str:
     name: str = args.schedule or SchedulerType(args.lr_scheduler_type).value
+    if not args.schedule and args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+        images = "training" if str(args.metric_for_best_model).endswith("_train") else "test"
+        return f"{name}, following {args.metric_for_best_model}: the labels of {images} images have a part in it"
     return f"{name}, changed once in an epoch" if args.schedule and args.schedule_unit == "epoch" else name
 
 

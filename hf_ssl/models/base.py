@@ -127,6 +127,8 @@ class SSLPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     student: nn.Module
+    # Of the images that the model holds something of, where it is known.
+    held_fingerprint: str | None = None
 
     def __init__(self, config: SSLConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
@@ -148,13 +150,14 @@ class SSLPreTrainedModel(PreTrainedModel):
         """Optimizer steps in a row that each loaded batch is trained for; its views are made once."""
         return 1
 
-    def prepare_training(self, num_images: int, seed: int) -> None:
+    def prepare_training(self, num_images: int, seed: int, fingerprint: str) -> None:
         """
         Called once before a run, or its continuation: make what belongs to the training images.
 
         Args:
             num_images (`int`): Number of training images.
             seed (`int`): The seed of the run.
+            fingerprint (`str`): A name for the content of the training images.
         """
 
     def training_callback(self, trainer: "SSLTrainer") -> "MethodCallback | None":

@@ -57,6 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lr_scheduler_kwargs": {"mode": "max", "factor": 0.8, "patience": 0},
         "metric_for_best_model": "knn_top1",
         "eval_steps": 3,
+        "logging_steps": 1,
+        "max_grad_norm": 1.0,
     },
 }
 

@@ -84,6 +84,17 @@ def last_mining(trainer: Any, action: Callable[[], None]) -> None:
     NeighborSets.add = lambda *args: (act(), add(*args))[1]
 
 
+def between_the_last_saves(trainer: Any, action: Callable[[], None]) -> None:
+    """Step 13 is saved as a step, and then as the end of the run: in between."""
+
+    def act(*args: Any) -> None:
+        if trainer.state.global_step == 13:
+            action()
+
+    on_epoch_end = trainer.method_callback.on_epoch_end
+    trainer.method_callback.on_epoch_end = lambda *args, **kwargs: (act(), on_epoch_end(*args, **kwargs))[1]
+
+
 PLACES = [first_gan_epoch, second_gan_epoch, first_mining, after_mining, last_gan, last_mining]
 
 
@@ -93,7 +104,7 @@ def test_rounds_are_worth_testing(whole):
     neighbors = [entry["neighbors_per_image"] for entry in logs if "neighbors_per_image" in entry]
     assert len(neighbors) == 2 and 0.1 < neighbors[0] < neighbors[1] < 20
     shares = {entry["step"]: entry["with_neighbors"] for entry in logs if "with_neighbors" in entry}
-    assert shares[9] == 0 and shares[12] > 0
+    assert shares[10] == 0 and shares[11] > 0
     assert len([entry for entry in logs if "gan_quality" in entry and "neighbors_per_image" not in entry]) == 6
     rates = [entry["learning_rate"] for entry in logs if "learning_rate" in entry]
     assert rates[0] == 0.03 and len(set(rates)) > 1, "the accuracy stalls at least once, and the learning rate follows"
@@ -114,6 +125,26 @@ def test_stop_signals(tmp_path, whole, place):
     assert start(str(tmp_path), "isl", True).result() == whole("isl")
 
 
+def test_kill_between_the_last_saves(tmp_path):
+    """The last round's neighbors are mined all the same."""
+    changes = {"save_steps": 1}
+    expected = start(str(tmp_path / "whole"), "isl", **changes).result()
+    with pytest.raises(ChildProcessError, match="exit code -9"):
+        start(str(tmp_path / "cut"), "isl", False, between_the_last_saves, kill, **changes).result()
+    assert (tmp_path / "cut" / "checkpoint-13").is_dir()
+    assert start(str(tmp_path / "cut"), "isl", True, **changes).result() == expected
+
+
+def test_kill_where_only_the_best_is_saved(tmp_path):
+    """Each stage leaves something to begin at, best or not."""
+    changes = {"save_strategy": "best"}
+    expected = start(str(tmp_path / "whole"), "isl", **changes).result()
+    with pytest.raises(ChildProcessError, match="exit code -9"):
+        start(str(tmp_path / "cut"), "isl", False, second_gan_epoch, kill, **changes).result()
+    assert (tmp_path / "cut" / "checkpoint-10" / rounds_isl.ROUNDS_NAME).is_file()
+    assert start(str(tmp_path / "cut"), "isl", True, **changes).result() == expected
+
+
 def test_stopped_without_checkpoints(tmp_path, whole):
     """Also where no checkpoints were asked for, one is left."""
     expected = start(str(tmp_path / "whole"), "isl", save_strategy="no").result()
@@ -122,7 +153,7 @@ def test_stopped_without_checkpoints(tmp_path, whole):
     assert start(str(tmp_path / "cut"), "isl", True, save_strategy="no").result() == expected
 
 
-@pytest.mark.parametrize("damage", ["cut short", "gone"])
+@pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
 def test_damaged_stage(tmp_path, whole, damage):
     """The stage begins anew, from the checkpoint, and comes to the same."""
     with pytest.raises(ChildProcessError, match="exit code -9"):
@@ -130,6 +161,10 @@ def test_damaged_stage(tmp_path, whole, damage):
     path = tmp_path / "checkpoint-10" / rounds_isl.STAGE_NAME
     if damage == "gone":
         path.unlink()
+    elif damage == "a flipped bit":
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
     else:
         os.truncate(path, 1000)
     assert start(str(tmp_path), "isl", True).result() == whole("isl")

@@ -513,7 +513,7 @@ def test_backbones_that_it_cannot_train():
 
 def test_bank_is_made_from_its_seed():
     model = make_model()
-    model.prepare_training(NUM_IMAGES, 7)
+    model.prepare_training(NUM_IMAGES, 7, "images")
     first = model.bank.rows.clone()
     assert first.shape == (NUM_IMAGES, 12) and len(model.bank.neighbors) == 0
     model.make_bank(NUM_IMAGES, 7)

@@ -255,6 +255,7 @@ def make_trainer(case: Case, model: ISLForPreTraining, folder, views: Callable, 
     options |= {"logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "use_cpu": DEVICE == "cpu"}
     args = SSLTrainingArguments(output_dir=str(folder), **options)
     images = TensorSource(torch.zeros(config["batch"] * steps, 3, 4, 4, dtype=torch.uint8))
+    model.config.num_rounds = 1
     return SSLTrainer(model, args, images, views)
 
 
@@ -269,7 +270,7 @@ def test_training_by_the_trainer(case, group, monkeypatch, tmp_path):
         return {name: inputs_of(case, trainer.state.global_step)[name]}
 
     trainer = make_trainer(case, model, tmp_path, lambda batch, draws: recorded("pixel_values"), steps)
-    monkeypatch.setattr(model, "prepare_training", lambda num_images, seed: None)
+    monkeypatch.setattr(model, "prepare_training", lambda *args: None)
     monkeypatch.setattr(model, "step_inputs", lambda step: recorded("index"))
     monkeypatch.setattr(Rounds, "after_epoch", lambda rounds: None)
     trainer.train()
@@ -324,6 +325,7 @@ def make_rounds(case: Case, model: ISLForPreTraining, folder, monkeypatch) -> Ro
     trainer = make_trainer(case, model, folder, lambda batch, draws: batch)
     trainer.get_train_dataloader()
     rounds, neighbors = trainer.method_callback, model.bank.neighbors
+    trainer.state.max_steps = 1
     rounds.on_train_begin(trainer.args, trainer.state, trainer.control)
 
     def draw_others(images: Tensor, recorded: Tensor, number: int) -> Tensor:
@@ -370,6 +372,9 @@ def test_steps_of_generator_and_discriminator(case, monkeypatch, tmp_path):
             scores = {key: judge(*three) for key, three in judged.items()}
         with rounds._networks_trainable():
             d_loss, g_loss = rounds.gan_step(triplets)
+            gradients = {
+                key: {n: w.grad for n, w in net.named_parameters()} for key, net in (("d", judge), ("g", generator))
+            }
         with torch.no_grad():
             scores |= {f"g_{kind}": judge(*judged[f"d_{kind}"]) for kind in ("app", "apn")}
         found = {"true_pos": p, "true_neg": n, "fake_pos": proxy, "d_loss": d_loss, "g_loss": g_loss}
@@ -378,10 +383,10 @@ def test_steps_of_generator_and_discriminator(case, monkeypatch, tmp_path):
             found |= {f"{key}_score": of_kind, f"{key}_bce": F.binary_cross_entropy(of_kind, targets)}
         for key, tensor in found.items():
             assert_close(tensor, expected[f"{prefix}{key}"], abs=1e-6, name=key)
-        for letter, network in (("d", judge), ("g", generator)):
-            for name, parameter in network.named_parameters():
+        for letter, of_network in gradients.items():
+            for name, gradient in of_network.items():
                 norm = expected[f"{prefix}{letter}_grad_norm.{name}"]
-                assert_near(parameter.grad.double().norm(), norm, rel=1e-5, name=f"{letter} {name}")
+                assert_near(gradient.double().norm(), norm, rel=1e-5, name=f"{letter} {name}")
     for letter, network in (("d", judge), ("g", generator)):
         for name, weight in network.state_dict().items():
             assert_close(weight, expected[f"gan.after.{letter}_weight.{name}"], abs=1e-6, name=name)

@@ -61,7 +61,14 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
     Raises:
         [`CheckpointError`]: the file is missing, damaged, or not of ISL.
     """
-    content = load_checkpoint(path, use_stand_ins=True)
+    try:
+        content = load_checkpoint(path, use_stand_ins=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} A file of ISL that torch before 1.6 has written cannot be read safely: load it with the authors' code "
+            "and save its dictionary with a torch of today, and in it `lemniscate` as a dictionary of its `memory`, `params` "
+            "and `affinity_mat`."
+        ) from error
     if not isinstance(content, dict) or "net" not in content:
         raise CheckpointError(
             f"{path} is not of ISL: it has no `net`. If the checkpoint is another method's, name it with --method."

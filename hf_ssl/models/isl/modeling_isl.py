@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -108,18 +109,22 @@ class ISLForPreTraining(SSLPreTrainedModel):
         """
         self.bank = MemoryBank(num_images, self.config.projection_dim, seed).to(self.device)
 
-    def prepare_training(self, num_images: int, seed: int) -> None:
+    def prepare_training(self, num_images: int, seed: int, fingerprint: str) -> None:
         self.make_bank(num_images, seed)
+        self.held_fingerprint = fingerprint
 
     def save_state(self, folder: str | Path) -> None:
         if self.bank is not None:
             tensors = {"rows": self.bank.rows, "links": self.bank.neighbors.links}
-            save_file(tensors, Path(folder) / BANK_NAME)
+            metadata = {"fingerprint": self.held_fingerprint} if self.held_fingerprint is not None else None
+            save_file(tensors, Path(folder) / BANK_NAME, metadata=metadata)
 
     def load_state(self, folder: str | Path) -> None:
         path = Path(folder) / BANK_NAME
         if not path.is_file():
             return
+        with safe_open(path, "pt") as file:
+            self.held_fingerprint = (file.metadata() or {}).get("fingerprint")
         tensors = load_file(path)
         self.make_bank(len(tensors["rows"]))
         assert self.bank is not None
@@ -188,6 +193,8 @@ class ISLForPreTraining(SSLPreTrainedModel):
             features=features,
         )
 
+    # A compiled graph would keep the bank for the backward pass, and it changes before that.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _losses(self, features: Tensor, index: Tensor) -> dict[str, Tensor]:
         """The terms of the loss (sections 3.2 and 3.4 of the paper), as means over the batch."""
         assert self.bank is not None
@@ -206,8 +213,9 @@ class ISLForPreTraining(SSLPreTrainedModel):
             "hard_positive": config.hard_positive_weight * torch.where(neighbored, divergence, zero).mean(),
         }
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _update_bank(self, features: Tensor, index: Tensor) -> None:
-        """With the batches of all processes; an image that fills up the last batch has the same features in two of them."""
+        """With the batches of all processes."""
         assert self.bank is not None
         self.bank.update(all_gather(index), all_gather(features), self.config.bank_momentum)
 

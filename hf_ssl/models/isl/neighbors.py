@@ -6,6 +6,9 @@ from torch import Tensor, nn
 from ...views import Draws
 
 
+_SPARE_SLOTS = 1 << 16
+
+
 class NeighborSets(nn.Module):
     """
     For each image the set of its neighbors, without the image itself, as one sorted list of numbers
@@ -24,7 +27,7 @@ class NeighborSets(nn.Module):
         self.num_images = num_images
         self.register_buffer("links", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("offsets", torch.zeros(num_images + 1, dtype=torch.int64), persistent=False)
-        self._longest = 0
+        self._slots: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Number of links; a pair of neighbors has two, one in each direction."""
@@ -40,7 +43,7 @@ class NeighborSets(nn.Module):
         self.links = links.to(self.offsets.device)
         firsts = torch.arange(self.num_images + 1, device=self.links.device) * self.num_images
         self.offsets = torch.searchsorted(self.links, firsts)
-        self._longest = int(self.offsets.diff().max())
+        self._slots.clear()
 
     def add(self, images: Tensor, neighbors: Tensor) -> int:
         """
@@ -98,8 +101,8 @@ class NeighborSets(nn.Module):
             and whether the slot is used (bool).
         """
         ends = self.counts(images).cumsum(0)
-        # On a CPU reading a number costs nothing; elsewhere the longest list bounds what may be needed.
-        num_slots = int(ends[-1]) if ends.device.type == "cpu" else len(images) * self._longest
+        # On a CPU reading a number costs nothing; elsewhere the longest lists bound what may be needed.
+        num_slots = int(ends[-1]) if ends.device.type == "cpu" else self._most_slots(len(images))
         slots = torch.arange(num_slots, device=images.device)
         used = slots < ends[-1]
         rows = torch.searchsorted(ends, slots, right=True).clamp_(max=len(images) - 1)
@@ -107,6 +110,14 @@ class NeighborSets(nn.Module):
         places = self.offsets[images[rows] + 1] - ends[rows] + slots
         neighbors = self.links[torch.where(used, places, 0)] % self.num_images
         return rows, neighbors, used
+
+    def _most_slots(self, batch_size: int) -> int:
+        """What the images of the longest lists need, and some more for images that come twice; read from the device once."""
+        if batch_size not in self._slots:
+            counts = self.offsets.diff()
+            longest = int(counts.topk(min(batch_size, self.num_images)).values.sum())
+            self._slots[batch_size] = min(batch_size * int(counts.max()), longest + _SPARE_SLOTS)
+        return self._slots[batch_size]
 
     def draw_neighbor(self, images: Tensor, draws: Draws) -> Tensor:
         """

@@ -6,6 +6,7 @@ own. Every number of a run is a function of the seed and of where the run is, so
 batch of any stage.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -25,7 +26,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ...callbacks import ImagesPerSecondCallback, MethodCallback
-from ...checkpoints import checkpoint_path, replace_file
+from ...checkpoints import CheckpointError, checkpoint_path, replace_file
 from ...evaluation.features import evaluation_mode
 from ...evaluation.monitor import evenly_spaced_indices
 from ...stopping import at_epoch_end
@@ -63,6 +64,7 @@ class Progress:
         round (`int`): The round, from 0.
         stage (`str`): `"backbone"`, `"gan"`, `"mining"`, or `"done"` after the last one.
         first_epoch (`int`): Epoch of the encoder's training that the round began with.
+        images_per_batch (`int`): Images of a batch, of all processes together.
         batch (`int`): Batches done of an unfinished epoch of the generator, or an unfinished pass of mining.
         sums (`list[float]`): Sums over those: the two losses and the images, of each process; or the new links.
         gan_steps (`int`): Steps of the generator, over all rounds.
@@ -76,6 +78,7 @@ class Progress:
     round: int = 0
     stage: str = "backbone"
     first_epoch: int = 0
+    images_per_batch: int = 0
     batch: int = 0
     sums: list[float] = field(default_factory=list)
     gan_steps: int = 0
@@ -109,6 +112,15 @@ class Probe:
     threshold: Tensor
 
 
+def _digest(tensors: dict[str, Tensor], progress: str) -> str:
+    """A hash of what is written, by which damage is found."""
+    digest = hashlib.sha256(progress.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class Rounds(MethodCallback):
     """
     Runs the rounds of a training.
@@ -118,6 +130,10 @@ class Rounds(MethodCallback):
     """
 
     def __init__(self, trainer: "SSLTrainer"):
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(
+                "ISL's memory bank and generator are whole in each process: use DDP, not FSDP or DeepSpeed."
+            )
         self.trainer = trainer
         self.model: ISLForPreTraining = trainer.model  # type: ignore[assignment]
         self.config = self.model.config
@@ -131,7 +147,8 @@ class Rounds(MethodCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.model.bank is not None
-        self.progress, self.best = Progress(), {}
+        self.images_per_batch = args.train_batch_size * args.world_size
+        self.progress, self.best = Progress(images_per_batch=self.images_per_batch), {}
         self.optimizers = {
             name: torch.optim.Adam(
                 getattr(self.model, name).parameters(),
@@ -140,11 +157,19 @@ class Rounds(MethodCallback):
             )
             for name in ("generator", "discriminator")
         }
-        epochs = math.ceil(state.max_steps / self.trainer.steps_per_epoch)
-        self.epochs_per_round = math.ceil(epochs / self.config.num_backbone_stages)
+        self.num_epochs = math.ceil(state.max_steps / self.trainer.steps_per_epoch)
+        if self.num_epochs < self.config.num_backbone_stages:
+            raise ValueError(
+                f"{self.num_epochs} epochs are too few for {self.config.num_backbone_stages} trainings of the encoder: raise "
+                "--num_train_epochs (or --max_steps), or lower --num_rounds."
+            )
         if self.trainer.checkpoint is not None:
             self._load(Path(self.trainer.checkpoint))
+        else:
+            self._forget_request()  # of an earlier run
         state.max_steps -= self.progress.forfeited_steps
+        if self.progress.stage == "backbone" and state.global_step >= state.max_steps:
+            self._end_training_of_encoder()  # killed between its last step and what follows
         self._name_progress_bar()
         self.after_epoch()
 
@@ -156,23 +181,36 @@ class Rounds(MethodCallback):
             return
         progress, trainer = self.progress, self.trainer
         is_last = progress.round + 1 >= self.config.num_backbone_stages
-        epochs_left = progress.first_epoch + self.epochs_per_round - state.global_step // trainer.steps_per_epoch
+        length = self._epoch_of_end(progress.round) - self._epoch_of_end(progress.round - 1)
+        epochs_left = progress.first_epoch + length - state.global_step // trainer.steps_per_epoch
         steps_left = state.max_steps - state.global_step
         if not is_last:
             steps_left = min(steps_left, max(0, epochs_left) * trainer.steps_per_epoch)
-        if steps_left and self._is_told_to_move_on():
+        is_told = self._is_told_to_move_on()
+        if steps_left and is_told:
             progress.forfeited_steps += steps_left
             state.max_steps -= steps_left
             steps_left = 0
             if state.global_step >= state.max_steps:
                 control.should_training_stop = True
         if not steps_left:
-            # Neighbors are not looked for after a training that was for those of the last round.
-            progress.stage = "gan" if progress.round < self.config.num_rounds else "done"
+            self._end_training_of_encoder()
             control.should_save |= args.save_strategy != "no"
+
+    def _epoch_of_end(self, round_number: int) -> int:
+        """Epoch after which a round's training of the encoder ends, if none is cut short: rounds are as equal as can be."""
+        return -(-(round_number + 1) * self.num_epochs // self.config.num_backbone_stages)
+
+    def _end_training_of_encoder(self) -> None:
+        """Neighbors are not looked for after a training that was for those of the last round."""
+        self.progress.stage = "gan" if self.progress.round < self.config.num_rounds else "done"
 
     def after_epoch(self) -> None:
         """Run the stages that follow, if the encoder's training has come to the end of a round."""
+        if self.progress.stage == "backbone":
+            return
+        if not self.progress.gan_epochs and not self.progress.batch:
+            self._forget_request()  # to end the encoder's training
         if self.progress.stage not in _STAGE_NUMBERS:
             return
         start = time.monotonic()
@@ -190,11 +228,13 @@ class Rounds(MethodCallback):
 
     def _train_gan(self) -> None:
         progress, config = self.progress, self.config
-        probe = self._make_probe()
+        is_first = self.trainer.is_world_process_zero()
+        probe = self._make_probe() if is_first else None
         reason = None
         while reason is None:
             losses = self._gan_epoch()
-            measured = self._measure(probe, *losses)
+            # Of several processes the first one measures: they have to come to the same end.
+            measured = broadcast_object_list([None if probe is None else self._measure(probe, *losses)])[0]
             progress.gan_epochs.append(measured)
             progress.batch, progress.sums = 0, []
             self._log({f"gan_{name}": value for name, value in asdict(measured).items()})
@@ -219,6 +259,7 @@ class Rounds(MethodCallback):
         )
         progress.stage, progress.gan_epochs, self.best = "mining", [], {}
         self._save_stage()
+        self._forget_request()
 
     def _gan_epoch(self) -> list[float]:
         """A step of both networks for each batch; the mean losses."""
@@ -284,6 +325,8 @@ class Rounds(MethodCallback):
         try:
             yield
         finally:
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad()  # or Trainer would take them for the encoder's
             self.model.freeze()
 
     # ---- is it any good? ----
@@ -371,6 +414,7 @@ class Rounds(MethodCallback):
         progress.stage, progress.round = ("backbone" if has_more else "done"), progress.round + 1
         progress.first_epoch, progress.new_links = epoch, []
         self._save_stage()
+        self._forget_request()
 
     def _report(self, reason: str) -> None:
         """What came of the round, added to what is known of its generator."""
@@ -386,7 +430,8 @@ class Rounds(MethodCallback):
         }
         if labels is not None and len(links):
             report["label_agreement"] = (labels[links // count] == labels[links % count]).double().mean().item()
-        self._log({name: value for name, value in report.items() if isinstance(value, float)})
+        mined = ("neighbors_per_image", "images_with_neighbors", "label_agreement")
+        self._log({name: report[name] for name in mined if name in report})
 
     @torch.no_grad()
     def _mining_pass(self) -> int:
@@ -414,7 +459,7 @@ class Rounds(MethodCallback):
         with tqdm(
             total=total,
             initial=progress.batch,
-            desc=f"round {progress.round + 1}/{self.config.num_rounds}, {unit} {number + 1}",
+            desc=f"round {progress.round + 1}/{self.config.num_backbone_stages}, {unit} {number + 1}",
             postfix=self._shown(),
             disable=args.disable_tqdm or not self.trainer.is_local_process_zero(),
             leave=False,
@@ -460,12 +505,18 @@ class Rounds(MethodCallback):
         return (2 * self.progress.round + _STAGE_NUMBERS[stage]) * _EPOCHS_OF_A_STAGE + number
 
     def _is_told_to_move_on(self) -> bool:
-        """Whether the file is there by which a person ends a stage; it is removed."""
-        path = self.trainer.output_dir / NEXT_STAGE_NAME
-        found = [self.trainer.is_world_process_zero() and path.is_file()]
-        if found[0]:
-            path.unlink()
-        told: bool = broadcast_object_list(found)[0]
+        """Whether the file is there by which a person ends a stage."""
+        return self._ask_first((self.trainer.output_dir / NEXT_STAGE_NAME).is_file())
+
+    def _forget_request(self) -> None:
+        """Remove that file, once what it asked for is written down."""
+        if self.trainer.is_world_process_zero():
+            (self.trainer.output_dir / NEXT_STAGE_NAME).unlink(missing_ok=True)
+
+    @staticmethod
+    def _ask_first(answer: bool) -> bool:
+        """What the first process sees in the file system, so that all do the same."""
+        told: bool = broadcast_object_list([answer])[0]
         return told
 
     def _stop(self, sums: list[float]) -> None:
@@ -481,8 +532,9 @@ class Rounds(MethodCallback):
     def _name_progress_bar(self) -> None:
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, ImagesPerSecondCallback) and callback.training_bar is not None:
-                number = min(self.progress.round + 1, self.config.num_backbone_stages)
-                callback.training_bar.set_description(f"round {number}/{self.config.num_rounds}, encoder")
+                stages = self.config.num_backbone_stages
+                number = min(self.progress.round + 1, stages)
+                callback.training_bar.set_description(f"round {number}/{stages}, encoder")
 
     # ---- state ----
 
@@ -515,7 +567,8 @@ class Rounds(MethodCallback):
         tensors = {f"now.{name}": tensor for name, tensor in self._gan_tensors().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors["links"] = self.model.bank.neighbors.links
-        save_file(tensors, path, metadata={"progress": json.dumps(asdict(self.progress))})
+        progress = json.dumps(asdict(self.progress))
+        save_file(tensors, path, metadata={"progress": progress, "sha256": _digest(tensors, progress)})
 
     def save_state(self, folder: Path) -> None:
         self.progress.logs = []  # Trainer's own log is in the checkpoint
@@ -524,13 +577,23 @@ class Rounds(MethodCallback):
 
     def _save_stage(self, force: bool = False) -> None:
         """Write where the stage is beside the checkpoint that it follows; that is far less than a checkpoint."""
+        args = self.trainer.args
         folder = checkpoint_path(self.trainer.output_dir, self.trainer.state.global_step)
-        if folder.is_dir():
-            if self.trainer.args.should_save:
-                replace_file(folder / STAGE_NAME, self._write)
-        elif force:
+        if self._ask_first(folder.is_dir()):
+            if args.should_save:
+                self._write_stage(folder)
+        elif force or args.save_strategy != "no":
             self.trainer._save_checkpoint(self.trainer.model, None)
         self.trainer.accelerator.wait_for_everyone()
+
+    def _write_stage(self, folder: Path) -> None:
+        try:
+            replace_file(folder / STAGE_NAME, self._write)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The state of the {self.progress.stage} stage could not be written to {folder}: {error}. {folder.name} is "
+                "as it was. Make room, or the folder writable, and resume with --resume_from_checkpoint true."
+            ) from error
 
     def _load(self, checkpoint: Path) -> None:
         try:
@@ -538,7 +601,7 @@ class Rounds(MethodCallback):
             self.trainer.state.log_history += self.progress.logs
         except FileNotFoundError:
             self._read(checkpoint / ROUNDS_NAME)
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             logger.warning(
                 f"{checkpoint / STAGE_NAME} is damaged ({error}): the stage begins anew, and comes to the same."
             )
@@ -547,14 +610,20 @@ class Rounds(MethodCallback):
     def _read(self, path: Path) -> None:
         assert self.model.bank is not None
         with safe_open(path, "pt") as file:
-            progress = Progress.from_json(file.metadata()["progress"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        self.progress = progress
+        if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
+            raise ValueError("it does not have the content that was written")
+        self.progress = Progress.from_json(metadata["progress"])
+        if self.progress.images_per_batch != self.images_per_batch:  # its batches are no longer those
+            self.progress.batch, self.progress.sums = 0, []
+        self.progress.images_per_batch = self.images_per_batch
         self.model.bank.neighbors.set_links(tensors.pop("links"))
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}
         for full_name, tensor in tensors.items():
             part, _, name = full_name.partition(".")
-            parts[part][name] = tensor.to(self.model.device)
+            # Adam counts its steps on the CPU.
+            parts[part][name] = tensor if name.endswith(".step") else tensor.to(self.model.device)
         self._set_gan_tensors(parts["now"])
         self.best = parts["best"]
 
