@@ -291,3 +291,18 @@ def test_state_of_a_run_is_json(tmp_path):
         progress = json.loads(file.metadata()["progress"])
         assert file.get_tensor("links").dtype == torch.int64
     assert progress["stage"] == "done" and len(progress["reports"]) == 2
+
+
+def test_step_reads_no_value():
+    """Losses over the bank, with neighbors, and its update, on tensors without values, where reading one is an error."""
+    model = make_isl()
+    model.make_bank(len(IMAGES))
+    model.bank.neighbors.add(torch.arange(20), torch.arange(20, 40))
+    model.bank.neighbors._most_slots(8)  # read once after neighbors were mined
+    device = torch.device("meta")
+    model.to(device).train()
+    index = torch.arange(8, device=device)
+    outputs = model(torch.empty(8, 3, 16, 16, device=device), index)
+    outputs.loss.backward()
+    with pytest.raises(RuntimeError, match="meta"):
+        outputs.loss.item()
