@@ -158,7 +158,7 @@ def outcome(trainer: SSLTrainer) -> dict[str, Any]:
     return {
         "weights": {
             name: _digest(tensor)
-            for name, tensor in {**trainer.model.state_dict(), **dict(trainer.model.named_buffers())}.items()
+            for name, tensor in [*trainer.model.state_dict().items(), *_bank(trainer.model)]
         },
         "optimizer": {name: _digest(tensor) for name, tensor in tensors.items()},
         "groups": repr(groups),
@@ -166,6 +166,11 @@ def outcome(trainer: SSLTrainer) -> dict[str, Any]:
         "logs": logs,
         "random": _digest(torch.get_rng_state()),
     }
+
+
+def _bank(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """ISL's memory bank and links, which are no part of the weights."""
+    return [(name, buffer) for name, buffer in model.named_buffers() if name.startswith("bank.")]
 
 
 def _digest(tensor: torch.Tensor) -> str:
