@@ -157,8 +157,7 @@ def outcome(trainer: SSLTrainer) -> dict[str, Any]:
     ]
     return {
         "weights": {
-            name: _digest(tensor)
-            for name, tensor in [*trainer.model.state_dict().items(), *_bank(trainer.model)]
+            name: _digest(tensor) for name, tensor in [*trainer.model.state_dict().items(), *_bank(trainer.model)]
         },
         "optimizer": {name: _digest(tensor) for name, tensor in tensors.items()},
         "groups": repr(groups),
