@@ -1,4 +1,4 @@
-"""A vector for every training image, and the softmax over all of them, in memory that does not grow with their number."""
+"""A vector for every training image, and the softmax over all of them, of which only a block is held at a time."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ class _BankSoftmax(torch.autograd.Function):
         differences = queries if references is None else (features - references) / temperature
         highest = queries.new_full((len(queries), 1), -math.inf)
         reference_highest = highest.clone()
-        # Columns: 1, u; each with its sum under P and the sum of its products with the rows of the bank.
+        # Sums of the numerators of P, and of these times u; each alone, and times the rows of the bank.
         weights = torch.zeros_like(highest)
         weighted_rows = torch.zeros_like(queries)
         reference_weights = torch.zeros_like(highest)
