@@ -12,6 +12,7 @@ import pytest
 
 from hf_ssl.models.isl import rounds_isl
 from hf_ssl.models.isl.neighbors import NeighborSets
+from hf_ssl.models.isl.proxy_training import ProxyTraining
 
 from ..processes import run_ranks, start_ranks
 from .runs import kill, run, start, step_begin, terminate
@@ -31,11 +32,11 @@ def at_call(owner: Any, name: str, number: int, action: Callable[[], None]) -> N
 
 
 def first_gan_epoch(trainer: Any, action: Callable[[], None]) -> None:
-    at_call(trainer.method_callback, "gan_step", 3, action)
+    at_call(ProxyTraining, "step", 3, action)
 
 
 def second_gan_epoch(trainer: Any, action: Callable[[], None]) -> None:
-    at_call(trainer.method_callback, "gan_step", 9, action)
+    at_call(ProxyTraining, "step", 9, action)
 
 
 def writing_stage(trainer: Any, action: Callable[[], None]) -> None:
@@ -70,7 +71,7 @@ def after_mining(trainer: Any, action: Callable[[], None]) -> None:
 
 
 def last_gan(trainer: Any, action: Callable[[], None]) -> None:
-    at_call(trainer.method_callback, "gan_step", 18, action)
+    at_call(ProxyTraining, "step", 18, action)
 
 
 def last_mining(trainer: Any, action: Callable[[], None]) -> None:

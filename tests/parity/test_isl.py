@@ -370,8 +370,8 @@ def test_steps_of_generator_and_discriminator(case, monkeypatch, tmp_path):
             proxy = generator(a, p, n)
             judged = {"d_true": (a, p, n), "d_app": (a, p, proxy), "d_apn": (a, proxy, n)}
             scores = {key: judge(*three) for key, three in judged.items()}
-        with rounds._networks_trainable():
-            d_loss, g_loss = rounds.gan_step(triplets)
+        with rounds.proxies.trainable():
+            d_loss, g_loss = rounds.proxies.step(triplets)
             gradients = {
                 key: {n: w.grad for n, w in net.named_parameters()} for key, net in (("d", judge), ("g", generator))
             }

@@ -14,6 +14,7 @@ from hf_ssl.data import TensorSource
 from hf_ssl.evaluation import KNNMonitor
 from hf_ssl.hub import evaluation_processor
 from hf_ssl.models.isl import rounds_isl
+from hf_ssl.models.isl.proxy_training import ProxyTraining
 
 from ..processes import run_ranks
 from .common import IMAGES, losses, make_isl, make_trainer
@@ -121,16 +122,16 @@ def test_next_stage_by_hand(tmp_path, asked_in, rounds):
     assert not (tmp_path / rounds_isl.NEXT_STAGE_NAME).exists()
 
 
-def test_next_stage_in_the_generators_training(tmp_path):
+def test_next_stage_in_the_generators_training(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, make_isl(num_rounds=1, gan_max_epochs=9), max_steps=5)
-    step = trainer.method_callback.gan_step
+    step = ProxyTraining.step
 
-    def request(triplets):
+    def request(proxies, triplets):
         if trainer.method_callback.progress.gan_steps == 7:
             (tmp_path / rounds_isl.NEXT_STAGE_NAME).touch()
-        return step(triplets)
+        return step(proxies, triplets)
 
-    trainer.method_callback.gan_step = request
+    monkeypatch.setattr(ProxyTraining, "step", request)
     trainer.train()
     (report,) = trainer.method_callback.results()["rounds"]
     assert (report["gan_epochs"], report["gan_end"]) == (2, "by hand")

@@ -6,21 +6,17 @@ own. Every number of a run is a function of the seed and of where the run is, so
 batch of any stage.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -32,7 +28,8 @@ from ...evaluation.monitor import evenly_spaced_indices
 from ...stopping import at_epoch_end
 from ...views import Draws, full_precision
 from .mining import Links, Triplets, draw_triplets, nearest_rows, propose_links
-from .proxies import discriminator_loss, generator_loss
+from .progress_isl import Progress, read_state, write_state
+from .proxy_training import ProxyTraining
 from .stage_ends import GANEpoch, best_epoch, smoothed_quality, why_gan_ends, why_mining_ends
 
 
@@ -56,47 +53,6 @@ _MIN_WINDOW = 50
 
 
 @dataclass
-class Progress:
-    """
-    Where a run is, and how it came there.
-
-    Args:
-        round (`int`): The round, from 0.
-        stage (`str`): `"backbone"`, `"gan"`, `"mining"`, or `"done"` after the last one.
-        first_epoch (`int`): Epoch of the encoder's training that the round began with.
-        images_per_batch (`int`): Images of a batch, of all processes together.
-        batch (`int`): Batches done of an unfinished epoch of the generator, or an unfinished pass of mining.
-        sums (`list[float]`): Sums over those: the two losses and the images, of each process; or the new links.
-        gan_steps (`int`): Steps of the generator, over all rounds.
-        forfeited_steps (`int`): Steps of the encoder's training that were left out by hand.
-        gan_epochs (`list[GANEpoch]`): The epochs of this round's generator.
-        new_links (`list[int]`): Links that each pass of this round's mining has added.
-        reports (`list[dict[str, Any]]`): What came of each round.
-        logs (`list[dict[str, Any]]`): Entries of Trainer's log since the last checkpoint.
-    """
-
-    round: int = 0
-    stage: str = "backbone"
-    first_epoch: int = 0
-    images_per_batch: int = 0
-    batch: int = 0
-    sums: list[float] = field(default_factory=list)
-    gan_steps: int = 0
-    forfeited_steps: int = 0
-    gan_epochs: list[GANEpoch] = field(default_factory=list)
-    new_links: list[int] = field(default_factory=list)
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    logs: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Progress":
-        """The inverse of `json.dumps(asdict(progress))`."""
-        values = json.loads(text)
-        values["gan_epochs"] = [GANEpoch(**epoch) for epoch in values["gan_epochs"]]
-        return cls(**values)
-
-
-@dataclass
 class Probe:
     """
     What the generator is judged by.
@@ -110,15 +66,6 @@ class Probe:
     index: Tensor
     triplets: Triplets
     threshold: Tensor
-
-
-def _digest(tensors: dict[str, Tensor], progress: str) -> str:
-    """A hash of what is written, by which damage is found."""
-    digest = hashlib.sha256(progress.encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class Rounds(MethodCallback):
@@ -138,7 +85,6 @@ class Rounds(MethodCallback):
         self.model: ISLForPreTraining = trainer.model  # type: ignore[assignment]
         self.config = self.model.config
         self.progress = Progress()
-        self.optimizers: dict[str, torch.optim.Adam] = {}
         self.best: dict[str, Tensor] = {}
 
     # ---- what Trainer tells ----
@@ -149,14 +95,11 @@ class Rounds(MethodCallback):
         assert self.model.bank is not None
         self.images_per_batch = args.train_batch_size * args.world_size
         self.progress, self.best = Progress(images_per_batch=self.images_per_batch), {}
-        self.optimizers = {
-            name: torch.optim.Adam(
-                getattr(self.model, name).parameters(),
-                lr=self.config.gan_learning_rate,
-                betas=(self.config.gan_betas[0], self.config.gan_betas[1]),
-            )
-            for name in ("generator", "discriminator")
-        }
+        self.proxies = ProxyTraining(
+            *(self.model.generator, self.model.discriminator, self.config.gan_learning_rate),
+            betas=(self.config.gan_betas[0], self.config.gan_betas[1]),
+            accelerator=self.trainer.accelerator,
+        )
         self.num_epochs = math.ceil(state.max_steps / self.trainer.steps_per_epoch)
         if self.num_epochs < self.config.num_backbone_stages:
             raise ValueError(
@@ -239,7 +182,7 @@ class Rounds(MethodCallback):
             progress.batch, progress.sums = 0, []
             self._log({f"gan_{name}": value for name, value in asdict(measured).items()})
             if best_epoch(progress.gan_epochs) == len(progress.gan_epochs) - 1:
-                self.best = {name: tensor.clone() for name, tensor in self._gan_tensors().items()}
+                self.best = {name: tensor.clone() for name, tensor in self.proxies.tensors().items()}
             reason = why_gan_ends(progress.gan_epochs, progress.round == 0, progress.gan_steps, config)
             reason = "by hand" if self._is_told_to_move_on() else reason
             if reason is None:
@@ -247,7 +190,7 @@ class Rounds(MethodCallback):
         number = len(progress.gan_epochs)
         if config.gan_stop == "quality":
             number = 1 + best_epoch(progress.gan_epochs)
-            self._set_gan_tensors(self.best)
+            self.proxies.set_tensors(self.best)
         progress.reports.append(
             {
                 "round": progress.round + 1,
@@ -265,10 +208,10 @@ class Rounds(MethodCallback):
         """A step of both networks for each batch; the mean losses."""
         progress, number = self.progress, len(self.progress.gan_epochs)
         sums = self._own_sums()
-        with self._networks_trainable():
+        with self.proxies.trainable():
             for anchor, index, draws in self._features("gan", number):
                 triplets = self._draw_triplets(anchor, index, draws)
-                losses = self.gan_step(triplets)
+                losses = self.proxies.step(triplets)
                 sums += torch.stack([*losses, torch.ones_like(losses[0])]) * len(index)
                 progress.gan_steps += 1
                 if self.trainer.stop_callback.poll():
@@ -284,50 +227,6 @@ class Rounds(MethodCallback):
         else:  # none, or those of another number of processes
             own = saved.sum(0) * (args.process_index == 0)
         return own.to(self.model.device)
-
-    def gan_step(self, triplets: Triplets) -> tuple[Tensor, Tensor]:
-        """
-        One step of the discriminator, and one of the generator against what it has become.
-
-        Args:
-            triplets ([`Triplets`]): The triplets of a batch.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]` of shape `()`: the loss of each.
-        """
-        generator, discriminator = self.model.generator, self.model.discriminator
-        with full_precision(triplets.anchor.device):
-            anchor, positive, negative = triplets
-            proxy = generator(anchor, positive, negative)
-            d_loss = discriminator_loss(discriminator, anchor, positive, negative, proxy)
-            self._optimize("discriminator", d_loss)
-            discriminator.requires_grad_(False)
-            g_loss = generator_loss(discriminator, anchor, positive, negative, proxy)
-            self._optimize("generator", g_loss)
-            discriminator.requires_grad_(True)
-        return d_loss.detach(), g_loss.detach()
-
-    def _optimize(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        loss.backward()
-        gradients = [p.grad for p in getattr(self.model, name).parameters()]
-        if self.trainer.args.world_size > 1:
-            mean = self.trainer.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-            for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(part.view_as(gradient))
-        optimizer.step()
-
-    @contextmanager
-    def _networks_trainable(self) -> Iterator[None]:
-        for name in self.optimizers:
-            getattr(self.model, name).requires_grad_(True)
-        try:
-            yield
-        finally:
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad()  # or Trainer would take them for the encoder's
-            self.model.freeze()
 
     # ---- is it any good? ----
 
@@ -538,37 +437,12 @@ class Rounds(MethodCallback):
 
     # ---- state ----
 
-    def _gan_tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizers of both networks, by name."""
-        tensors: dict[str, Tensor] = {}
-        for name, optimizer in self.optimizers.items():
-            network: nn.Module = getattr(self.model, name)
-            tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
-            for number, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}_optimizer.{number}.{key}": value for key, value in state.items()}
-        return tensors
-
-    def _set_gan_tensors(self, tensors: dict[str, Tensor]) -> None:
-        for name, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            weights = {}
-            for full_name, tensor in tensors.items():
-                owner, _, key = full_name.partition(".")
-                if owner == name:
-                    weights[key] = tensor
-                elif owner == f"{name}_optimizer":
-                    number, _, key = key.partition(".")
-                    state.setdefault(int(number), {})[key] = tensor.clone()
-            getattr(self.model, name).load_state_dict(weights)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
     def _write(self, path: Path) -> None:
         assert self.model.bank is not None
-        tensors = {f"now.{name}": tensor for name, tensor in self._gan_tensors().items()}
+        tensors = {f"now.{name}": tensor for name, tensor in self.proxies.tensors().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors["links"] = self.model.bank.neighbors.links
-        progress = json.dumps(asdict(self.progress))
-        save_file(tensors, path, metadata={"progress": progress, "sha256": _digest(tensors, progress)})
+        write_state(path, self.progress, tensors)
 
     def save_state(self, folder: Path) -> None:
         self.progress.logs = []  # Trainer's own log is in the checkpoint
@@ -609,12 +483,7 @@ class Rounds(MethodCallback):
 
     def _read(self, path: Path) -> None:
         assert self.model.bank is not None
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        if _digest(tensors, metadata["progress"]) != metadata["sha256"]:
-            raise ValueError("it does not have the content that was written")
-        self.progress = Progress.from_json(metadata["progress"])
+        self.progress, tensors = read_state(path)
         if self.progress.images_per_batch != self.images_per_batch:  # its batches are no longer those
             self.progress.batch, self.progress.sums = 0, []
         self.progress.images_per_batch = self.images_per_batch
@@ -624,8 +493,8 @@ class Rounds(MethodCallback):
             part, _, name = full_name.partition(".")
             # Adam counts its steps on the CPU.
             parts[part][name] = tensor if name.endswith(".step") else tensor.to(self.model.device)
-        self._set_gan_tensors(parts["now"])
+        self.proxies.set_tensors(parts["now"])
         self.best = parts["best"]
 
 
-__all__ = ["NEXT_STAGE_NAME", "ROUNDS_NAME", "STAGE_NAME", "Progress", "Rounds"]
+__all__ = ["NEXT_STAGE_NAME", "ROUNDS_NAME", "STAGE_NAME", "Rounds"]
