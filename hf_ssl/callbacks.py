@@ -106,3 +106,15 @@ class MethodCallback(TrainerCallback):
     def results(self) -> dict[str, Any]:
         """Numbers of the run for a report, by name."""
         return {}
+
+    def draw_figures(self, folder: Path) -> dict[str, str]:
+        """
+        Draw what came of it, at the end of a run.
+
+        Args:
+            folder (`Path`): Where the pictures are written.
+
+        Returns:
+            `dict[str, str]`: captions by file name.
+        """
+        return {}

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from hf_ssl import figures
-from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, plot_views
+from hf_ssl.figures import plot_curves, plot_neighbors, plot_rounds, plot_similarities, plot_views
 
 
 def log_history():
@@ -334,3 +334,37 @@ def test_no_pyplot_state_is_touched(tmp_path, monkeypatch):
     figures.plot_neighbors(tmp_path / "neighbors.png", **neighbors_task())
     figures.plot_similarities(tmp_path / "similarities.png", **similarities_task([[0.5]]))
     figures.plot_views(tmp_path / "views.png", **views_task())
+
+
+def rounds_log():
+    log = [{"step": 10, "gan_quality": 0.1 * i, "gan_agreement": 0.2 * i} for i in range(4)]
+    log += [{"step": 20, "gan_quality": 0.3, "gan_agreement": 0.9}]
+    report = {"gan_epochs": 4, "gan_epoch_used": 3, "neighbors_per_image": 1.5}
+    return log, [report | {"round": 1}, report | {"round": 2, "gan_epochs": 1, "gan_epoch_used": 1}]
+
+
+def test_rounds(tmp_path, monkeypatch):
+    lines, bars = [], []
+    monkeypatch.setattr(Axes, "plot", _recorder(Axes.plot, lines))
+    monkeypatch.setattr(Axes, "bar", _recorder(Axes.bar, bars))
+    log, reports = rounds_log()
+    reports[1]["label_agreement"] = 0.25
+    plot_rounds(log, reports, tmp_path / "rounds.png")
+    assert [list(x) for x, _ in lines[:4:2]] == [[1, 2, 3, 4], [1]]
+    assert [y for _, y in lines[4::2]] == [pytest.approx([0, 0.2, 0.4, 0.6]), [0.9]]
+    assert lines[1][:2] == (3, pytest.approx(0.2)) and lines[7][:2] == (1, 0.9)  # the epochs that were used
+    assert bars[0][:2] == ([1, 2], [1.5, 1.5]) and bars[1][:2] == ([2], [25.0])
+    assert pixels(tmp_path / "rounds.png").shape[1] == 1280
+
+
+def _recorder(method, calls):
+    def record(axes, *args, **kwargs):
+        calls.append(args)
+        return method(axes, *args, **kwargs)
+
+    return record
+
+
+def test_no_rounds(tmp_path):
+    with pytest.raises(ValueError, match="No round was ended"):
+        plot_rounds([], [], tmp_path / "rounds.png")

@@ -111,10 +111,12 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     similarity = (
         f"Cosine similarity of the {monitor.compared} of a few images to those of {keys}; gray: before pretraining."
     )
+    of_method = {} if trainer.method_callback is None else trainer.method_callback.draw_figures(folder)
     return {
         "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
         "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
         "figures/similarities.png": similarity,
+        **{f"figures/{name}": caption for name, caption in of_method.items()},
     }
 
 

@@ -1,9 +1,10 @@
-"""Pictures: views of a method, curves of a run, neighbors and similarities before and after training, matched patches."""
+"""Pictures: views of a method, curves, neighbors and similarities before and after training, matched patches, rounds."""
 
 from .common import DPI, require_matplotlib
 from .curves import plot_curves
 from .matches import plot_matches
 from .neighbors import plot_neighbors
+from .rounds import plot_rounds
 from .similarities import plot_similarities
 from .views import plot_views
 
@@ -13,6 +14,7 @@ __all__ = [
     "plot_curves",
     "plot_matches",
     "plot_neighbors",
+    "plot_rounds",
     "plot_similarities",
     "plot_views",
     "require_matplotlib",

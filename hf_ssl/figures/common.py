@@ -49,6 +49,15 @@ def save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=DPI, facecolor="white")
 
 
+def style_axes(axes: Axes, title: str, title_pad: float = 6) -> None:
+    """A chart with a title, a light grid and no box."""
+    axes.set_title(title, fontsize=13, loc="left", pad=title_pad)
+    axes.tick_params(labelsize=11)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def draw_tile(
     axes: Axes, image: Tensor, left: float, top: float, *, side: float = 1, frame: str | None = None
 ) -> None:

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import BLUE, GRAY, RED, new_figure, save
+from .common import BLUE, GRAY, RED, new_figure, save, style_axes
 
 
 if TYPE_CHECKING:
@@ -77,10 +77,6 @@ def _series(log_history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[i
 
 
 def _style(axes: Axes, title: str, title_pad: float = 6) -> None:
-    axes.set_title(title, fontsize=13, loc="left", pad=title_pad)
+    style_axes(axes, title, title_pad)
     axes.set_xlabel("optimizer step", fontsize=11)
-    axes.tick_params(labelsize=11)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", nbins=5, integer=True)

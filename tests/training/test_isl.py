@@ -233,6 +233,7 @@ def test_folder(run):
     assert results["knn_features"] == "projected" and results["knn_bank"] == "computed"
     assert {"knn_top1", "knn_top1_train", "knn_top1_before"} <= results.keys()
     card = (run / "README.md").read_text()
+    assert (run / "figures" / "rounds.png").is_file() and "(figures/rounds.png)" in card
     assert (
         "trust_remote_code=True" in card and "ResNet-18 of widths 16, 32, 64, 128 with a stem for small images" in card
     )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...views import full_precision
 from .mining import Triplets
@@ -32,7 +32,8 @@ class ProxyTraining:
         betas: tuple[float, float],
         accelerator: Accelerator,
     ):
-        self.networks = {"generator": generator, "discriminator": discriminator}
+        self.generator, self.discriminator = generator, discriminator
+        self.networks: dict[str, nn.Module] = {"generator": generator, "discriminator": discriminator}
         self.optimizers = {
             name: torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas)
             for name, network in self.networks.items()
@@ -49,7 +50,7 @@ class ProxyTraining:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shape `()`: the loss of each.
         """
-        generator, discriminator = self.networks["generator"], self.networks["discriminator"]
+        generator, discriminator = self.generator, self.discriminator
         with full_precision(triplets.anchor.device):
             anchor, positive, negative = triplets
             proxy = generator(anchor, positive, negative)
@@ -65,7 +66,7 @@ class ProxyTraining:
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
         loss.backward()
-        gradients = [p.grad for p in self.networks[name].parameters()]
+        gradients = [p.grad for p in self.networks[name].parameters() if p.grad is not None]
         if self.accelerator.num_processes > 1:
             mean = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
             for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):

@@ -25,6 +25,7 @@ from ...callbacks import ImagesPerSecondCallback, MethodCallback
 from ...checkpoints import CheckpointError, checkpoint_path, replace_file
 from ...evaluation.features import evaluation_mode
 from ...evaluation.monitor import evenly_spaced_indices
+from ...figures import plot_rounds
 from ...stopping import at_epoch_end
 from ...views import Draws, full_precision
 from .mining import Links, Triplets, draw_triplets, nearest_rows, propose_links
@@ -166,6 +167,14 @@ class Rounds(MethodCallback):
 
     def results(self) -> dict[str, Any]:
         return {"rounds": self.progress.reports}
+
+    def draw_figures(self, folder: Path) -> dict[str, str]:
+        if not self.progress.reports:
+            return {}
+        plot_rounds(self.trainer.state.log_history, self.progress.reports, folder / "rounds.png")
+        return {
+            "rounds.png": "Each round's generator after each of its epochs (dot: the one used), and what was mined."
+        }
 
     # ---- generator and discriminator ----
 
