@@ -11,7 +11,17 @@ from typing import Any, get_type_hints
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from .backbones import CONVNETS, VIT_SIZES, convnet_config, vit_config
+from .backbones import (
+    SWIN_SIZES,
+    T2T_SIZES,
+    TIMM_PREFIX,
+    VIT_SIZES,
+    convnet_config,
+    swin_config,
+    t2t_vit_config,
+    timm_config,
+    vit_config,
+)
 from .data import ImageData, PhotoSource, TensorSource, load_image_data, make_source
 from .models.auto import METHODS, Method, get_method, model_arguments
 from .models.base import SSLConfig
@@ -40,9 +50,9 @@ class PretrainArguments:
     backbone: str = field(
         default="vit-tiny",
         metadata={
-            "help": "The encoder: a ViT, or for ISL a convolutional one, whose first layers are those for small images "
-            "below 128 pixels.",
-            "choices": [*VIT_SIZES, *CONVNETS],
+            "help": "The encoder: vit-micro, vit-tiny, vit-small, vit-base; for RelViT also swin-tiny, t2t-vit-7, -10, -12, "
+            "-14, -19, -24, -t-14, -t-19, -t-24, -14-resnext, -14-wide; for ISL resnet18, resnet50, resnet-micro, alexnet, "
+            "whose first layers are those for small images below 128 pixels; for both timm/NAME, any of timm."
         },
     )
     image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
@@ -104,32 +114,48 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
         [`SSLConfig`]: of the method's own class.
     """
     method = get_method(args.method)
-    if args.backbone not in method.backbones:
-        raise ValueError(
-            f"{method.title} does not train --backbone {args.backbone}; use one of {', '.join(method.backbones)}."
-        )
-    backbone_config = _vit_config(args, method) if args.backbone in VIT_SIZES else _convnet_config(args)
+    backbone_config = build_backbone_config(args, method)
     labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
     return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
 
 
-def _vit_config(args: PretrainArguments, method: Method) -> PreTrainedConfig:
-    heads = method.attention_heads.get(args.backbone)
-    return vit_config(
-        args.backbone,
-        **({} if heads is None else {"num_attention_heads": heads}),
-        image_size=args.image_size,
-        patch_size=args.patch_size,
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.attention_dropout,
-        **method.backbone_overrides,
-    )
+def build_backbone_config(args: PretrainArguments, method: Method) -> PreTrainedConfig:
+    """
+    The configuration of the encoder that is named on the command line.
 
+    Args:
+        args ([`PretrainArguments`]): Names the encoder, with its sizes.
+        method ([`~hf_ssl.models.Method`]): Says which ones it trains, and fixes details of a ViT.
 
-def _convnet_config(args: PretrainArguments) -> PreTrainedConfig:
+    Returns:
+        `PreTrainedConfig`.
+
+    Raises:
+        `ValueError`: the method does not train it, or there is none of these sizes.
+    """
+    name = args.backbone
+    if ("timm/NAME" if name.startswith(TIMM_PREFIX) else name) not in method.backbones:
+        raise ValueError(f"{method.title} does not train --backbone {name}; use one of {', '.join(method.backbones)}.")
+    if name in VIT_SIZES:
+        heads = method.attention_heads.get(name)
+        return vit_config(
+            name,
+            **({} if heads is None else {"num_attention_heads": heads}),
+            image_size=args.image_size,
+            patch_size=args.patch_size,
+            hidden_dropout_prob=args.dropout,
+            attention_probs_dropout_prob=args.attention_dropout,
+            **method.backbone_overrides,
+        )
     if args.dropout or args.attention_dropout:
-        raise ValueError(f"--backbone {args.backbone} has no dropout: leave --dropout and --attention_dropout out.")
-    return convnet_config(args.backbone, args.image_size)
+        raise ValueError(f"--backbone {name} has no dropout: leave --dropout and --attention_dropout out.")
+    if name.startswith(TIMM_PREFIX):
+        return timm_config(name, args.image_size)
+    if name in SWIN_SIZES:
+        return swin_config(name, image_size=args.image_size)
+    if name in T2T_SIZES:
+        return t2t_vit_config(name, args.image_size)
+    return convnet_config(name, args.image_size)
 
 
 def build_inputs(

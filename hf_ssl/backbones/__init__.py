@@ -1,6 +1,10 @@
 """Encoders for training."""
 
-from .convnets import CONVNETS, ENCODERS, convnet_config, describe_convnet, feature_size, publish_convnet
+from .convnets import CONVNETS, convnet_config
+from .published import ENCODERS, describe_encoder, feature_size, publish
+from .swin import SWIN_SIZES, SwinTrunk, check_swin_config, publish_swin, swin_config
+from .t2t_vit import T2T_SIZES, t2t_vit_config
+from .timm_encoders import TIMM_PREFIX, timm_config
 from .vit import (
     VIT_SIZES,
     ViTTrunk,
@@ -15,15 +19,24 @@ from .vit import (
 __all__ = [
     "CONVNETS",
     "ENCODERS",
+    "SWIN_SIZES",
+    "T2T_SIZES",
+    "TIMM_PREFIX",
     "VIT_SIZES",
+    "SwinTrunk",
     "ViTTrunk",
+    "check_swin_config",
     "check_vit_config",
     "convnet_config",
-    "describe_convnet",
+    "describe_encoder",
     "feature_size",
     "interpolate_positions",
-    "publish_convnet",
+    "publish",
+    "publish_swin",
     "publish_vit",
     "stochastic_depth_rates",
+    "swin_config",
+    "t2t_vit_config",
+    "timm_config",
     "vit_config",
 ]

@@ -71,6 +71,37 @@ def stochastic_depth_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
+def branch_scales(keep: Tensor, rates: list[float]) -> Tensor:
+    """
+    Stochastic depth's factors: a kept branch is divided by its probability of being kept, a dropped one is 0.
+
+    Args:
+        keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool): Branches that are kept.
+        rates (`list[float]`): Drop probability of each layer, growing linearly from 0.
+
+    Returns:
+        `torch.Tensor` of shape `(depth, 2, batch_size)`, float32.
+    """
+    return keep / (1 - torch.linspace(0, rates[-1], len(rates), device=keep.device))[:, None, None]
+
+
+def add_branch(hidden_states: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """
+    A residual connection.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Tokens.
+        branch (`torch.Tensor` of the same shape): What is added to them.
+        scale (`torch.Tensor` of shape `(batch_size,)`, *optional*): What each sample's branch is multiplied with.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+    """
+    if scale is None:
+        return hidden_states + branch
+    return torch.addcmul(hidden_states, branch, scale[:, None, None].to(branch.dtype))
+
+
 def interpolate_positions(table: Tensor, grid: tuple[int, int], method: PositionInterpolation = "size") -> Tensor:
     """
     Resize a learned position table to another patch grid, bicubically; the class token's entry is kept.
@@ -119,16 +150,11 @@ class ViTTrunkLayer(ViTLayer):
             `torch.Tensor` of the shape of `hidden_states`.
         """
         branch, _ = self.attention(self.layernorm_before(hidden_states), attention_mask)
-        hidden_states = self._add(hidden_states, branch, None if branch_scale is None else branch_scale[0])
-        branch = self.mlp.activation_fn(self.mlp.fc1(self.layernorm_after(hidden_states)))
-        branch = self.mlp.fc2(self.dropout(branch))
-        return self._add(hidden_states, branch, None if branch_scale is None else branch_scale[1])
-
-    def _add(self, hidden_states: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         branch = self.dropout(branch)
-        if scale is None:
-            return hidden_states + branch
-        return torch.addcmul(hidden_states, branch, scale[:, None, None].to(branch.dtype))
+        hidden_states = add_branch(hidden_states, branch, None if branch_scale is None else branch_scale[0])
+        branch = self.mlp.activation_fn(self.mlp.fc1(self.layernorm_after(hidden_states)))
+        branch = self.dropout(self.mlp.fc2(self.dropout(branch)))
+        return add_branch(hidden_states, branch, None if branch_scale is None else branch_scale[1])
 
 
 class ViTTrunk(nn.Module):
@@ -198,19 +224,6 @@ class ViTTrunk(nn.Module):
     def _join(self, class_token: Tensor, patches: Tensor) -> Tensor:
         return torch.cat([class_token.expand(len(patches), -1, -1).to(patches.dtype), patches], dim=1)
 
-    def branch_scales(self, keep: Tensor) -> Tensor:
-        """
-        Stochastic depth's factors: a kept branch is divided by its probability of being kept, a dropped one is 0.
-
-        Args:
-            keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool): Branches that are kept.
-
-        Returns:
-            `torch.Tensor` of shape `(depth, 2, batch_size)`, float32.
-        """
-        rates = torch.linspace(0, self.drop_path_rates[-1], len(self.drop_path_rates), device=keep.device)
-        return keep / (1 - rates)[:, None, None]
-
     def forward(
         self,
         pixel_values: Tensor,
@@ -234,7 +247,7 @@ class ViTTrunk(nn.Module):
             hidden_size)`: tokens after the final LayerNorm.
         """
         tokens = self.embed(pixel_values, patch_indices)
-        scales = None if drop_path_keep is None else self.branch_scales(drop_path_keep)
+        scales = None if drop_path_keep is None else branch_scales(drop_path_keep, self.drop_path_rates)
         for i, (layer, rate) in enumerate(zip(self.layers, self.drop_path_rates, strict=True)):
             tokens = layer(tokens, attention_mask, scales[i] if scales is not None and rate else None)
         return self.layernorm(tokens)

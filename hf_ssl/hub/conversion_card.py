@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from ..backbones import ENCODERS, describe_convnet
+from ..backbones import describe_encoder
 from ..models import Method, SSLPreTrainedModel
 from .model_card import ModelCardInfo, method_info, needs_remote_code, render_card
 
@@ -19,7 +19,10 @@ It inherits whatever biases those images have.
 The tensors do not tell {untold}the mean, standard deviation and crop of
 the processor, or settings that no shape depends on. These were set at conversion, as the authors have them where that is
 known: compare them with theirs."""
-_UNTOLD_OF_A_VIT = "the number of attention heads, the epsilon of the LayerNorms, "
+_UNTOLD = {
+    **dict.fromkeys(("vit", "t2t_vit"), "the number of attention heads, the epsilon of the LayerNorms, "),
+    "swin": "the epsilon of the LayerNorms, ",
+}
 
 _PUBLISHED = {
     "teacher": "the teacher, a moving average of the student",
@@ -63,28 +66,17 @@ def write_conversion_card(
     info = ModelCardInfo(
         model_name=output_dir.resolve().name,
         **method_info(method, config),
-        backbone=_describe_encoder(config.backbone_config),
+        backbone=describe_encoder(config.backbone_config),
         trust_remote_code=needs_remote_code(config.backbone_config),
         num_classes=model.config.num_labels if is_classifier else None,
         converted_from=Path(checkpoint).name,
         conversion_notes=_notes(model, which, error),
-        limitations=_LIMITATIONS.format(
-            untold="" if config.backbone_config.model_type in ENCODERS else _UNTOLD_OF_A_VIT
-        ),
+        limitations=_LIMITATIONS.format(untold=_UNTOLD.get(config.backbone_config.model_type, "")),
         license=method.reported.weights_license if method.reported else "unknown",
     )
     card = render_card(info)
     card.save(output_dir / "README.md")
     return card
-
-
-def _describe_encoder(config: Any) -> str:
-    if config.model_type in ENCODERS:
-        return describe_convnet(config)
-    return (
-        f"ViT with {config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} heads and "
-        f"{config.patch_size}-pixel patches for {config.image_size}-pixel images"
-    )
 
 
 def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, error: float | None) -> list[str]:
@@ -102,8 +94,8 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         encoder = getattr(model.config, "backbone_config", model.config)
         reference = "timm"
-        if encoder.model_type in ENCODERS:
-            compared, reference = "pooled features", "torchvision or plain torch layers"
+        if encoder.model_type != "vit":
+            compared, reference = "pooled features", "timm, torchvision or plain torch layers"
         loader = "transformers" if needs_remote_code(encoder) else "stock transformers"
         notes.append(
             f"The conversion was checked: for random pixels, the {compared} of {loader} from this folder and those "

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers import BaseImageProcessor, TimmWrapperModel, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..models import SSLPreTrainedModel
@@ -62,6 +62,29 @@ def evaluation_processor(
     )
 
 
+def timm_transform(processor: Any) -> dict[str, Any]:
+    """
+    An evaluation transform in timm's words, for those who load the encoder with timm.
+
+    Args:
+        processor (`transformers.ViTImageProcessor`): Made by [`evaluation_processor`].
+
+    Returns:
+        `dict[str, Any]`: a `pretrained_cfg`.
+    """
+    crop, size = processor.crop_size, processor.size
+    side = crop["height"] if processor.do_center_crop else size["height"]
+    return {
+        "input_size": [3, side, side],
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+        "interpolation": PILImageResampling(processor.resample).name.lower(),
+        "crop_pct": side / size["shortest_edge"] if processor.do_center_crop else 1.0,
+        "crop_mode": "center" if processor.do_center_crop else "squash",
+        "num_classes": 0,
+    }
+
+
 def export_run(
     model: SSLPreTrainedModel,
     processor: BaseImageProcessor,
@@ -83,7 +106,12 @@ def export_run(
             `"student"` or `"teacher"`; unset, the encoder that the method recommends.
     """
     output_dir = Path(output_dir)
-    model.export_encoder(which).save_pretrained(output_dir)
+    encoder = model.export_encoder(which)
+    if isinstance(encoder, TimmWrapperModel):  # a folder that timm loads too
+        encoder.config.pretrained_cfg = timm_transform(processor)
+        encoder.save_pretrained(output_dir, state_dict=encoder.timm_model.state_dict())
+    else:
+        encoder.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     model.save_pretrained(output_dir / "pretraining", save_original_format=False)
     model.save_state(output_dir / "pretraining")

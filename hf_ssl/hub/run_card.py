@@ -11,7 +11,7 @@ import transformers
 from transformers import SchedulerType
 
 from ..arguments import dataset_name
-from ..backbones import ENCODERS, describe_convnet
+from ..backbones import VIT_SIZES, describe_encoder
 from ..data import DATASETS, ImageData
 from ..models import get_method
 from ..models.auto import model_arguments
@@ -105,13 +105,10 @@ def _clipping(args: Any) -> str:
 
 
 def _describe_backbone(arguments: dict[str, Any], config: Any) -> str:
-    if config.model_type in ENCODERS:
-        return describe_convnet(config)
-    family, _, size = arguments["backbone"].partition("-")
-    return (
-        f"{'ViT' if family == 'vit' else family}-{size.title()} with {arguments['patch_size']}-pixel patches for "
-        f"{arguments['image_size']}-pixel images"
-    )
+    if arguments["backbone"] not in VIT_SIZES:
+        return describe_encoder(config)
+    size = arguments["backbone"].removeprefix("vit-").title()
+    return f"ViT-{size} with {config.patch_size}-pixel patches for {config.image_size}-pixel images"
 
 
 def _method_settings(config: Any) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining, PreTrainedModel
 
-from ..backbones import CONVNETS, VIT_SIZES
+from ..backbones import CONVNETS, SWIN_SIZES, T2T_SIZES, VIT_SIZES
 from ..help import help_from_docstring
 from .aps import APSConfig, APSForPreTraining, APSViews, APSViewsConfig, convert_aps
 from .base import SSLConfig, SSLPreTrainedModel
@@ -38,7 +38,8 @@ class Method:
         arxiv (`str`): Number of the paper on arXiv.
         citation (`str`): BibTeX entry.
         backbone_overrides (`dict`, *optional*): What the method fixes in the configuration of a ViT.
-        backbones (`tuple[str, ...]`, *optional*): Names of the encoders that it trains; ViTs, where it is unset.
+        backbones (`tuple[str, ...]`, *optional*): Names of the encoders that it trains; ViTs, where it is unset. `timm/NAME`
+            stands for those of timm.
         reference_features (`Callable`, *optional*): Official checkpoint and images to what its tensors compute in another
             implementation: pooled features; of methods that train no ViT.
         attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
@@ -85,6 +86,7 @@ METHODS: dict[str, Method] = {
         convert=convert_relvit.convert,
         official_encoder=convert_relvit.official_encoder,
         backbone_overrides={"layer_norm_eps": 1e-6},
+        backbones=(*VIT_SIZES, *SWIN_SIZES, *T2T_SIZES, "timm/NAME"),
         title="RelViT",
         summary=(
             "Every patch of an image learns to tell in which direction each other patch lies, and which place of the image "
@@ -226,7 +228,7 @@ METHODS: dict[str, Method] = {
         views_class=ISLViews,
         views_config_class=ISLViewsConfig,
         convert=convert_isl.convert,
-        backbones=CONVNETS,
+        backbones=(*CONVNETS, "timm/NAME"),
         reference_features=convert_isl.reference_features,
         eval_crop_ratios={227: 227 / 256},  # AlexNet's images are cut out of photos of 256 pixels too
         image_statistics={32: ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])},  # for SVHN as well

@@ -1,6 +1,7 @@
 """Batch normalization over the batches of all processes, on CPUs and GPUs."""
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import initialization as init
@@ -102,17 +103,41 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.mul_(1 - factor).add_(factor * var * (total / (total - 1)))
 
 
-def synchronize_batch_norm(module: nn.Module) -> None:
+class SyncBatchNormAct(SyncBatchNorm):
     """
-    Put a [`SyncBatchNorm`] in the place of every batch norm inside of a module, with fresh weights and statistics.
+    A [`SyncBatchNorm`] and the activation that timm has in its batch norms.
 
     Args:
-        module (`torch.nn.Module`): Changed in place; its parameters and buffers keep their names.
+        norm (`timm.layers.BatchNormAct2d`): Its settings, and the activation itself.
+    """
+
+    def __init__(self, norm: BatchNormAct2d):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As [`SyncBatchNorm`]; then the activation."""
+        output: Tensor = self.act(self.drop(super().forward(input)))
+        return output
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """
+    Put a [`SyncBatchNorm`] in the place of every batch norm inside of a module.
+
+    Args:
+        module (`torch.nn.Module`): Changed in place; its parameters and buffers keep their names, and stay what they are.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(parent, name, SyncBatchNorm(child.num_features, child.eps, child.momentum))
+                if isinstance(child, BatchNormAct2d):
+                    norm: SyncBatchNorm = SyncBatchNormAct(child)
+                else:
+                    norm = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                norm.weight, norm.bias = child.weight, child.bias
+                norm._buffers.update(child._buffers)
+                setattr(parent, name, norm)
 
 
 def init_batch_norm(module: SyncBatchNorm) -> None:

@@ -94,7 +94,7 @@ def test_wrong_grid_is_named():
     [
         ({"image_size": 13}, "multiple of patch_size=4"),
         ({"image_size": 4}, "no two patches"),
-        ({"hidden_size": 8, "num_attention_heads": 2}, "too small"),
+        ({"hidden_size": 8, "num_attention_heads": 2}, "too narrow"),
     ],
 )
 def test_backbone_that_does_not_fit(field, message):
@@ -103,8 +103,8 @@ def test_backbone_that_does_not_fit(field, message):
 
 
 def test_other_backbones_are_refused():
-    with pytest.raises(ValueError, match="'swin' is not supported"):
-        RelViTConfig(backbone_config={"model_type": "swin"})
+    with pytest.raises(ValueError, match="'resnet' is not supported"):
+        RelViTConfig(backbone_config={"model_type": "resnet"})
 
 
 def test_teacher_is_refused():

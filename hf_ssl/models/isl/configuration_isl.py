@@ -8,8 +8,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ...backbones import ENCODERS
 from ..base import Feature, SSLConfig
+
+
+ENCODERS = ("resnet", "cifar_resnet", "alexnet_bn", "timm_wrapper")
 
 
 @strict
@@ -20,7 +22,8 @@ class ISLConfig(SSLConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the encoder: a ResNet, a ResNet for small images, or an AlexNet. It has a field `image_size`.
+            Configuration of the encoder: a ResNet, a ResNet for small images, an AlexNet, or one of timm. It has a field
+            `image_size`.
         projection_dim (`int`, *optional*, defaults to 128):
             Length of the vectors that images are compared by.
         temperature (`float`, *optional*, defaults to 0.1):
@@ -105,7 +108,7 @@ class ISLConfig(SSLConfig):
         if kind not in ENCODERS:
             raise ValueError(
                 f"backbone_config.model_type={kind!r} is not supported by ISL; use one of {', '.join(ENCODERS)} "
-                "(--backbone resnet18, resnet50 or alexnet)."
+                "(--backbone resnet18, resnet50, alexnet or timm/NAME)."
             )
         if not isinstance(getattr(self.backbone_config, "image_size", None), int):
             raise ValueError("backbone_config needs image_size, the side of the images in pixels.")

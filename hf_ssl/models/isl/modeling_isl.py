@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...backbones import ENCODERS, feature_size, publish_convnet
+from ...backbones import ENCODERS, feature_size, publish
 from ...distributed import all_gather
 from ...views import full_precision
 from ..base import SSLOutput, SSLPreTrainedModel, Step, init_torch_default
@@ -231,7 +231,7 @@ class ISLForPreTraining(SSLPreTrainedModel):
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
         if which == "teacher":
             raise ValueError("ISL has no teacher; its encoder is the student.")
-        return publish_convnet(self.student.backbone)
+        return publish(self.student.backbone)
 
 
 __all__ = ["BANK_NAME", "ISLForPreTraining", "ISLOutput"]

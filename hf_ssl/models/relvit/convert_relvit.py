@@ -5,11 +5,13 @@ dropped: the authors' code never reads their result, and they are never trained.
 """
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..conversion import (
     CheckpointError,
@@ -23,13 +25,46 @@ from ..conversion import (
     vit_to_official,
 )
 from .configuration_relvit import RelViTConfig
+from .convert_encoders import SWIN, T2T_VIT, swin_config_from_official, t2t_config_from_official, token_module
 from .modeling_relvit import NUM_RELATIONS, RelViTForPreTraining
 
 
-_LINEAR_HEADS = {"abs_pos_head": "position_head", "clf_head": "classifier"}
 _PAIR_HEADS = {"rel_head": "relation_head", "dist_head": "distance_head", "angle_head": "angle_head"}
 _SCORER = re.compile(rf"({'|'.join(_PAIR_HEADS)})\.heads\.\d+\.[qkv]_lin\.weight")
 _UNUSED = re.compile(rf"({'|'.join(_PAIR_HEADS)})\.heads\.\d+\.v_lin\.weight")
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """What is known of an encoder in the authors' files: how tensors are renamed, there and back, and its sizes."""
+
+    from_official: Callable[..., dict[str, Tensor]]
+    to_official: Callable[..., dict[str, Tensor]]
+    config: Callable[[dict[str, Tensor], int | None], PreTrainedConfig]
+    # The authors' name of the class head, and of tensors that are made anew here, or read by nothing.
+    classifier: str = "clf_head"
+    unused: Callable[[str], bool] = lambda name: False
+    drop_path_rate: float = 0.0
+
+
+_VIT = _Encoder(vit_from_official, vit_to_official, vit_config_from_official)
+_SWIN = _Encoder(
+    *(SWIN.from_official, SWIN.to_official, lambda state, heads: swin_config_from_official(state)),
+    classifier="backbone.head",  # and their `clf_head` is left as it was initialized
+    unused=SWIN.is_unused,
+    drop_path_rate=0.1,
+)
+_T2T_VIT = {
+    kind: _Encoder(names.from_official, names.to_official, t2t_config_from_official, unused=names.is_unused)
+    for kind, names in T2T_VIT.items()
+}
+
+
+def _encoder_of(official: dict[str, Tensor]) -> _Encoder:
+    """By the tensors of an encoder, under official names."""
+    if any(name.startswith("tokens_to_token.") for name in official):
+        return _T2T_VIT[token_module(official)]
+    return _SWIN if any(".blocks." in name for name in official) else _VIT
 
 
 def load_official(path: str | Path) -> dict[str, Tensor]:
@@ -69,16 +104,19 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         [`CheckpointError`]: a tensor has no place in the model.
     """
-    encoder = vit_from_official(under(state, "backbone."), "backbone.")
-    converted = {f"student.{name}": tensor for name, tensor in encoder.items()}
+    backbone = under(state, "backbone.")
+    encoder = _encoder_of(backbone)
+    converted = {f"student.{name}": tensor for name, tensor in encoder.from_official(backbone, "backbone.").items()}
+    heads = {"abs_pos_head": "position_head"}
+    if "clf_head.weight" in state:
+        heads[encoder.classifier] = "classifier"
     for name, tensor in state.items():
-        head, _, kind = name.partition(".")
-        if head in _LINEAR_HEADS and kind in ("weight", "bias"):
-            converted[f"{_LINEAR_HEADS[head]}.{kind}"] = tensor
-        elif head != "backbone" and not _SCORER.fullmatch(name):
+        head, _, kind = name.rpartition(".")
+        if head in heads and kind in ("weight", "bias"):
+            converted[f"{heads[head]}.{kind}"] = tensor
+        elif head != "clf_head" and not name.startswith("backbone.") and not _SCORER.fullmatch(name):
             raise CheckpointError(
-                f"The tensor {name!r} is not part of a RelViT with a ViT encoder. If the checkpoint is another method's, "
-                "name it with --method."
+                f"The tensor {name!r} is not part of a RelViT. If the checkpoint is another method's, name it with --method."
             )
     for official, ours in _PAIR_HEADS.items():
         count = sum(name.startswith(f"{official}.") and name.endswith(".q_lin.weight") for name in state)
@@ -90,8 +128,8 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
-    The inverse of [`from_official`], without the unused value projections. It accepts any tensors that have the shapes
-    of the weights (gradients, updated weights) and any subset of whole layers.
+    The inverse of [`from_official`], without what is unused. It accepts any tensors that have the shapes of the weights
+    (gradients, updated weights) and any subset of whole layers.
 
     Args:
         state (`dict[str, torch.Tensor]`): Tensors by this library's names.
@@ -99,9 +137,15 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         `dict[str, torch.Tensor]`: the tensors by official names.
     """
-    encoder = vit_to_official(under(state, "student."))
-    result = {f"backbone.{name}": tensor for name, tensor in encoder.items()}
-    linear_heads = {ours: official for official, ours in _LINEAR_HEADS.items()}
+    if any(name.startswith("student.encoder.") for name in state):
+        encoder = _SWIN
+    elif any(name.startswith("student.embeddings.token_attention") for name in state):
+        has_biases = "student.embeddings.token_attention1.q_proj.bias" in state  # the performer's
+        encoder = _T2T_VIT["performer" if has_biases else "transformer"]
+    else:
+        encoder = _VIT
+    result = {f"backbone.{name}": tensor for name, tensor in encoder.to_official(under(state, "student.")).items()}
+    linear_heads = {"position_head": "abs_pos_head", "classifier": encoder.classifier}
     pair_heads = {ours: official for official, ours in _PAIR_HEADS.items()}
     for name, tensor in state.items():
         module, _, kind = name.rpartition(".")
@@ -122,16 +166,19 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
         state (`dict[str, torch.Tensor]`):
             The `state_dict` of an official checkpoint.
         num_attention_heads (`int`, *optional*):
-            Heads of the attention; unset, width / 64, which holds for every official size.
+            Heads of the attention (a Swin's are recorded); unset, width / 64, which holds for every official size but
+            T2T-ViT's `14_resnext`.
 
     Returns:
         [`RelViTConfig`]: a checkpoint with a class head is taken for a joint model (positions on), others for an
         upstream model (positions off).
 
     Raises:
-        [`CheckpointError`]: there is no ViT encoder, or the heads cannot be told.
+        [`CheckpointError`]: there is no encoder, or the heads cannot be told.
     """
-    backbone_config = vit_config_from_official(under(state, "backbone."), num_attention_heads)
+    backbone = under(state, "backbone.")
+    encoder = _encoder_of(backbone)
+    backbone_config = encoder.config(backbone, num_attention_heads)
     if not any(
         name.startswith(("rel_head.", "abs_pos_head.", "dist_head.", "angle_head.", "clf_head.")) for name in state
     ):
@@ -141,18 +188,16 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     heads = {"relations": "rel_head", "positions": "abs_pos_head", "distances": "dist_head", "angles": "angle_head"}
     tasks = [task for task, head in heads.items() if any(name.startswith(f"{head}.") for name in state)]
     is_joint = "clf_head.weight" in state
-    num_patches = state["backbone.pos_embed"].shape[1] - 1
-    fields: dict[str, Any] = {"num_labels": len(state["clf_head.weight"])} if is_joint else {}
-    if "positions" in tasks and len(state["abs_pos_head.weight"]) != num_patches:
-        fields["mega_patches"] = round(len(state["abs_pos_head.weight"]) ** 0.5)
-    mode = RelViTConfig.modes["joint" if is_joint else "upstream"]
-    return RelViTConfig(
+    config = RelViTConfig(
         backbone_config=backbone_config,
         tasks=(["classification"] if is_joint else []) + tasks,
-        use_position_embeddings=mode["use_position_embeddings"],
-        feature=mode["feature"],
-        **fields,
+        drop_path_rate=encoder.drop_path_rate,
     )
+    if is_joint:
+        config.num_labels = len(state[f"{encoder.classifier}.weight"])
+    if "positions" in tasks and len(state["abs_pos_head.weight"]) != config.grid_size**2:
+        config.mega_patches = round(len(state["abs_pos_head.weight"]) ** 0.5)
+    return config
 
 
 def convert(path: str | Path, num_attention_heads: int | None = None) -> RelViTForPreTraining:
@@ -173,8 +218,18 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> RelViTF
     with must_fit(path, "a RelViT"):
         model = RelViTForPreTraining(config_from_official(state, num_attention_heads))
         model.load_state_dict(from_official(state), strict=True)
-    check_round_trip({n: t for n, t in state.items() if not _UNUSED.fullmatch(n)}, to_official(model.state_dict()))
+    restored = to_official(model.state_dict())
+    check_round_trip({n: t for n, t in state.items() if not _is_unused(n, state)}, restored)
     return model.eval()
+
+
+def _is_unused(name: str, state: dict[str, Tensor]) -> bool:
+    """Whether nothing is computed with a tensor of a file."""
+    encoder = _encoder_of(under(state, "backbone."))
+    if "clf_head.weight" in state and name.startswith(f"{encoder.classifier}."):
+        return False
+    in_encoder = name.startswith("backbone.") and encoder.unused(name.removeprefix("backbone."))
+    return in_encoder or name.startswith("clf_head.") or _UNUSED.fullmatch(name) is not None
 
 
 def official_encoder(path: str | Path, which: str | None = None) -> dict[str, Tensor]:

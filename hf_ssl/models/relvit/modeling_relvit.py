@@ -4,16 +4,17 @@ Every patch token solves puzzles about the grid that it lies on: in which of nin
 patch, and which cell it came from. What a batch is made of is told in `views_relvit.py`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
-from ...backbones import ViTTrunk, publish_vit
+from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, feature_size, publish, publish_swin, publish_vit
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_torch_default
 from .configuration_relvit import RelViTConfig
 
@@ -130,9 +131,26 @@ def relation_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0, dropo
     return F.dropout(F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none"), dropout).mean()
 
 
+def make_encoder(config: RelViTConfig) -> nn.Module:
+    """The encoder as it is trained."""
+    kind = config.backbone_config.model_type
+    if kind == "vit":
+        assert config.use_position_embeddings is not None
+        return ViTTrunk(
+            config.backbone_config,
+            drop_path_rate=config.drop_path_rate,
+            use_position_embeddings=config.use_position_embeddings,
+            position_interpolation=config.position_interpolation,
+            projection_dropout=config.projection_dropout,
+        )
+    if kind == "swin":
+        return SwinTrunk(config.backbone_config, drop_path_rate=config.drop_path_rate)
+    return ENCODERS[kind](config.backbone_config)
+
+
 class RelViTForPreTraining(SSLPreTrainedModel):
     """
-    RelViT with a ViT encoder.
+    RelViT.
 
     Args:
         config ([`RelViTConfig`]): Its configuration.
@@ -140,18 +158,11 @@ class RelViTForPreTraining(SSLPreTrainedModel):
 
     config_class = RelViTConfig
     config: RelViTConfig
-    student: ViTTrunk
 
     def __init__(self, config: RelViTConfig):
         super().__init__(config)
-        width, num_patches = config.backbone_config.hidden_size, config.grid_size**2
-        self.student = ViTTrunk(
-            config.backbone_config,
-            drop_path_rate=config.drop_path_rate,
-            use_position_embeddings=config.use_position_embeddings,
-            position_interpolation=config.position_interpolation,
-            projection_dropout=config.projection_dropout,
-        )
+        width, num_patches = feature_size(config.backbone_config), config.grid_size**2
+        self.student = make_encoder(config)
         tasks = config.tasks
         self.relation_head = PairwiseHead(width, NUM_RELATIONS) if "relations" in tasks else None
         self.position_head = nn.Linear(width, num_patches) if "positions" in tasks else None
@@ -164,10 +175,9 @@ class RelViTForPreTraining(SSLPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The encoder's linear layers and embeddings are normal with std 0.02; the patch convolution and the heads keep
-        # PyTorch's own initialization.
-        in_encoder = any(module is member for member in self.student.modules())
-        if isinstance(module, nn.Linear) and in_encoder:
+        # The encoder's linear layers and tables are normal with std 0.02; the patch convolution and the heads keep
+        # PyTorch's own initialization. T2T-ViT and timm's encoders initialize themselves.
+        if isinstance(module, nn.Linear) and not self._is_in_a_head(module):
             init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -179,15 +189,50 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         elif isinstance(module, ViTEmbeddings):
             init.trunc_normal_(module.cls_token, std=0.02)
             init.trunc_normal_(module.position_embeddings, std=0.02)
+        elif isinstance(module, SwinRelativePositionBias):
+            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            init.copy_(module.relative_position_index, module._create_relative_position_index().view(-1))
+
+    def _is_in_a_head(self, module: nn.Module) -> bool:
+        return any(
+            module is part for name, head in self.named_children() if name != "student" for part in head.modules()
+        )
 
     def freeze(self) -> None:
         """Freeze the position table where positions are off: it gets no gradient, and DDP would wait for one."""
-        self.student.embeddings.position_embeddings.requires_grad_(self.config.use_position_embeddings)
+        if isinstance(self.student, ViTTrunk):
+            self.student.embeddings.position_embeddings.requires_grad_(self.student.use_position_embeddings)
 
     def step_inputs(self, step: Step) -> dict[str, Tensor]:
         if not self.config.drop_path_rate:
             return {}
-        return {"drop_path_keep": drop_path_keep(step.samples, self.student.drop_path_rates)}
+        rates: Any = self.student.drop_path_rates
+        return {"drop_path_keep": drop_path_keep(step.samples, rates)}
+
+    def encode(self, pixel_values: Tensor, drop_path_keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalized images.
+            drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
+                Branches that stochastic depth keeps.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: all tokens of the encoder; what is classified (the class token;
+            of a Swin, the mean of the tokens), of shape `(batch_size, width)`; and the patches that the tasks are about, of
+            shape `(batch_size, num_patches, width)`.
+        """
+        if isinstance(self.student, ViTTrunk):
+            tokens = self.student(pixel_values, self._attention_mask(pixel_values), drop_path_keep)
+            return tokens, tokens[:, 0], tokens[:, 1:]
+        if isinstance(self.student, SwinTrunk):
+            tokens = self.student(pixel_values, drop_path_keep)
+            return tokens, tokens.mean(1), tokens
+        output = self.student(pixel_values)
+        tokens = output.last_hidden_state
+        if self.config.backbone_config.model_type == "t2t_vit":
+            return tokens, tokens[:, 0], pool_tokens(tokens[:, 1:])
+        return tokens, output.pooler_output, tokens[:, self.config.backbone_config.num_prefix_tokens :]
 
     def forward(
         self,
@@ -213,8 +258,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         Raises:
             `ValueError`: the images do not have the grid of the configuration, or labels are missing.
         """
-        tokens = self.student(pixel_values, self._attention_mask(pixel_values), drop_path_keep)
-        class_token, patches = tokens[:, 0], tokens[:, 1:]
+        tokens, classified, patches = self.encode(pixel_values, drop_path_keep)
         side = self.config.grid_size
         if patches.shape[1] != side * side:
             raise ValueError(
@@ -222,7 +266,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
                 "Change image_size, patch_size or mega_patches."
             )
         if self.config.add_class_token_to_patches:
-            patches = patches + class_token[:, None]
+            patches = patches + classified[:, None]
         # Unshuffled, all images share one target.
         order = patch_order if patch_order is not None else torch.arange(side * side, device=tokens.device)[None]
 
@@ -247,7 +291,7 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         if self.classifier is not None:
             if labels is None:
                 raise ValueError("The classification task needs labels; use a labeled dataset or leave the task out.")
-            scores = logits["classification"] = self.classifier(class_token)
+            scores = logits["classification"] = self.classifier(classified)
             losses["classification"] = F.cross_entropy(scores, labels)
             metrics["accuracy_classification"] = accuracy(scores, labels)
         loss = torch.stack(list(losses.values())).sum()
@@ -257,17 +301,37 @@ class RelViTForPreTraining(SSLPreTrainedModel):
         """The attention pattern as a mask of shape `(1, 1, sequence_length, sequence_length)`, or None for full."""
         if self.config.attention_pattern == "full":
             return None
-        patch_size = self.config.backbone_config.patch_size
+        patch_size = self.config.cell_size
         length = 1 + (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
         mask = torch.full((length, length), -torch.inf, device=pixel_values.device).fill_diagonal_(0)
         if self.config.attention_pattern == "diagonal_class_row":
             mask[0] = 0
-        return mask[None, None].to(self.student.embeddings.cls_token.dtype)
+        return mask[None, None].to(self.dtype)
 
     def export_encoder(self, which: Literal["student", "teacher"] | None = None) -> PreTrainedModel:
         if which == "teacher":
             raise ValueError("RelViT has no teacher; its encoder is the student.")
-        return publish_vit(self.student)
+        if isinstance(self.student, ViTTrunk):
+            return publish_vit(self.student)
+        if isinstance(self.student, SwinTrunk):
+            return publish_swin(self.student)
+        assert isinstance(self.student, PreTrainedModel)
+        return publish(self.student)
+
+
+def pool_tokens(tokens: Tensor) -> Tensor:
+    """
+    Half as many tokens in each direction: means of 3 x 3 tokens, every other one, fewer at the border.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(batch_size, side * side, width)`): Tokens, row by row.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, (side // 2) ** 2, width)`, where `side` is even.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+    return F.avg_pool2d(grid, 3, stride=2, padding=1, count_include_pad=False).flatten(2).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -282,6 +346,7 @@ __all__ = [
     "RelViTForPreTraining",
     "angle_targets",
     "distance_targets",
+    "pool_tokens",
     "relation_loss",
     "relation_targets",
 ]

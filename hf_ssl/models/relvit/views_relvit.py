@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
 from ...help import documented
 from ...views import (
@@ -38,6 +39,8 @@ from ...views import (
 )
 from .configuration_relvit import RelViTConfig
 
+
+logger = logging.get_logger(__name__)
 
 PATCH_OPERATIONS = {"centCrop": None, "colJitter": 0.8, "grayScale": 0.2, "randomNoise": 0.2}
 # A patch is cropped to 1 / 1.15 of its side and resized back.
@@ -265,11 +268,17 @@ class RelViTViews:
         self.config = config
         self.seed = seed
         self.image_size: int = model_config.backbone_config.image_size
-        self.patch_size: int = model_config.backbone_config.patch_size
+        self.patch_size = model_config.cell_size
         self.mega_patches = model_config.mega_patches
         self.with_labels = "classification" in model_config.tasks
         self.operations = parse_patch_augmentation(config.patch_augmentation)
         self.view = View(size=self.image_size, crop=config.image_augmentation)
+        leaks = model_config.use_position_embeddings and {"relations", "positions"} & set(model_config.tasks)
+        if leaks and not self.with_labels and not config.shuffle_patches:
+            logger.warning(
+                "The encoder knows where a patch lies by its position embeddings, so that relations and positions can be "
+                "told without a look at the image: consider --shuffle_patches true. (The authors' code does not shuffle.)"
+            )
 
     def draws(self, epoch: Tensor, index: Tensor) -> Draws:
         """Per-sample draws of the single view; `epoch` and `index` of shape `(batch_size,)`, int64."""
