@@ -96,6 +96,13 @@ class PretrainArguments:
             "time, not only before and after training; else the bank votes. With --do_train false it says which of the two."
         },
     )
+    validation_samples: int = field(
+        default=10000,
+        metadata={
+            "help": "Test images that the method's own losses and accuracies are measured on whenever the kNN monitor runs "
+            "(RelViT; 0: none)."
+        },
+    )
     encoder: str = field(
         default="auto", metadata={"help": "Which encoder to publish.", "choices": ["auto", "student", "teacher"]}
     )
@@ -243,16 +250,41 @@ def parse_with_recipe(
     method = get_method(first.method)
     recipe = read_recipe(recipes, first.method, first.recipe, first.dataset)
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
-    parser = _parser(script_arguments, method)
     mode_values, recipe = (flat_values(method.views_config_class, v) for v in (_mode_values(method, mode), recipe))
-    values = _checked(parser, {**mode_values, **recipe, "mode": mode})
+    values = {**mode_values, **recipe, "mode": mode}
+    return parse_over(values, script_arguments, method.config_class, method.views_config_class, first.method, argv)
+
+
+def parse_over(
+    values: dict[str, Any],
+    script_arguments: Any,
+    config_class: type[SSLConfig],
+    views_config_class: type,
+    run_name: str,
+    argv: Sequence[str],
+) -> tuple[Any, SSLTrainingArguments, Any, Any]:
+    """
+    Parse a command line over the values of a recipe.
+
+    Args:
+        values (`dict[str, Any]`): Values of arguments by name, flat.
+        script_arguments (`type`): The script's dataclass; it has a field `dataset`.
+        config_class (`type`): The [`SSLConfig`] whose fields are arguments.
+        views_config_class (`type`): The configuration of the views, whose fields are arguments.
+        run_name (`str`): What the output folder is called by, with the dataset, if none is given.
+        argv (`Sequence[str]`): The command line.
+
+    Returns:
+        `tuple`: as of [`parse_with_recipe`].
+    """
+    parser = _parser(script_arguments, config_class, views_config_class)
     # The recipe is read as if its values were typed first: types and choices are checked, and what is typed later wins.
-    argv = [*_as_flags(values), *argv]
+    argv = [*_as_flags(_checked(parser, values)), *argv]
     known = parser.parse_known_args(argv)[0]
     if known.output_dir is None:
-        argv += ["--output_dir", f"outputs/{known.method}-{dataset_name(known.dataset)}"]
+        argv += ["--output_dir", f"outputs/{run_name}-{dataset_name(known.dataset)}"]
     script_args, training_args, model_args, views_args = parser.parse_args_into_dataclasses(argv)
-    return script_args, training_args, model_args, from_flat_values(method.views_config_class, vars(views_args))
+    return script_args, training_args, model_args, from_flat_values(views_config_class, vars(views_args))
 
 
 def dataset_name(dataset: str) -> str:
@@ -377,12 +409,12 @@ def _as_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _parser(script_arguments: Any, method: Method) -> HfArgumentParser:
+def _parser(script_arguments: Any, config_class: type[SSLConfig], views_config_class: type) -> HfArgumentParser:
     groups: Any = (
         script_arguments,
         SSLTrainingArguments,
-        model_arguments(method.config_class),
-        flat_arguments(method.views_config_class),
+        model_arguments(config_class),
+        flat_arguments(views_config_class),
     )
     return HfArgumentParser(groups, formatter_class=ArgumentDefaultsHelpFormatter)
 

@@ -10,7 +10,6 @@ method's views (`hf_ssl/models/<method>/views_<method>.py`) augment a batch on t
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,24 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset, Subset
 from transformers import AutoImageProcessor, AutoModelForPreTraining, SchedulerType
-from transformers.trainer_utils import TrainOutput
 
 from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
 from hf_ssl.backbones import VIT_SIZES
-from hf_ssl.checkpoints import CheckpointError
 from hf_ssl.data import ImageData, make_source
-from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
-from hf_ssl.figures import plot_curves, plot_neighbors, plot_similarities, require_matplotlib
+from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, LossMonitor, evenly_spaced
+from hf_ssl.figures import (
+    plot_curves,
+    plot_neighbors,
+    plot_patch_filters,
+    plot_position_similarity,
+    plot_similarities,
+    require_matplotlib,
+)
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.models import get_method
-from hf_ssl.stopping import TrainingInterrupted
-from hf_ssl.trainer import NonFiniteLossError, SSLTrainer
+from hf_ssl.launch import resume_point, train
+from hf_ssl.models import SSLConfig, get_method
+from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 from hf_ssl.views import save_views
 
@@ -92,6 +96,13 @@ def build_monitor(
     )
 
 
+def build_validation(args: PretrainArguments, processor: Any, data: ImageData, views: Any) -> LossMonitor | None:
+    """What measures the method's own losses on test images, if there are any, and the method can be asked."""
+    if data.test is None or not args.validation_samples or not hasattr(views, "validation_inputs"):
+        return None
+    return LossMonitor(processor, evenly_spaced(make_source(data.test), args.validation_samples), views)
+
+
 def published(args: PretrainArguments) -> str | None:
     """Which encoder is published; None for the one that the method recommends."""
     return None if args.encoder == "auto" else args.encoder
@@ -111,13 +122,27 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     similarity = (
         f"Cosine similarity of the {monitor.compared} of a few images to those of {keys}; gray: before pretraining."
     )
-    of_method = {} if trainer.method_callback is None else trainer.method_callback.draw_figures(folder)
+    others = {} if trainer.method_callback is None else trainer.method_callback.draw_figures(folder)
+    others |= draw_vit(folder, trainer.model.export_encoder(monitor.which))
     return {
         "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
         "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
         "figures/similarities.png": similarity,
-        **{f"figures/{name}": caption for name, caption in of_method.items()},
+        **{f"figures/{name}": caption for name, caption in others.items()},
     }
+
+
+def draw_vit(folder: Path, encoder: Any) -> dict[str, str]:
+    """Of a ViT, draw what it has learned about pixels and, if it has positions, about places; captions by file name."""
+    if encoder.config.model_type != "vit":
+        return {}
+    embeddings, captions = encoder.embeddings, {}
+    plot_patch_filters(embeddings.patch_embeddings.projection.weight, folder / "filters.png")
+    captions["filters.png"] = "Principal components of the filters that patches are projected by, the strongest first."
+    if embeddings.position_embeddings.any():
+        plot_position_similarity(embeddings.position_embeddings, folder / "positions.png")
+        captions["positions.png"] = "Similarity of each patch's position embedding to those of all others."
+    return captions
 
 
 def draw_neighbors(path: Path, monitor: KNNMonitor, data: ImageData) -> None:
@@ -164,7 +189,9 @@ def for_the_end(args: PretrainArguments, monitor: KNNMonitor, recompute: bool) -
     return before[0] != monitor.k or (before[1] and recompute)
 
 
-def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor, source: Any) -> None:
+def evaluate_only(
+    args: PretrainArguments, output_dir: str, monitor: KNNMonitor, validation: LossMonitor | None, source: Any
+) -> None:
     """
     `--do_train false`: measure the model that an earlier run left in the output folder; what it holds of its training images
     is only used with these images.
@@ -186,12 +213,22 @@ def evaluate_only(args: PretrainArguments, output_dir: str, monitor: KNNMonitor,
             "--max_train_samples of the run, or --recompute true."
         )
     results = monitor(model) | monitor.settings
+    if validation is not None:
+        validation.processor = monitor.processor
+        validation.views = type(validation.views)(validation.views.config, model.config, validation.views.seed)
+        results |= validation(model)
     write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
 
 
 def finish(
-    args: PretrainArguments, trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData, seconds: float, num_steps: int
+    args: PretrainArguments,
+    trainer: SSLTrainer,
+    monitor: KNNMonitor,
+    validated: dict[str, float],
+    data: ImageData,
+    seconds: float,
+    num_steps: int,
 ) -> None:
     """Write the folder that a run leaves behind, and tell what came out of `num_steps` steps in `seconds`."""
     output_dir, step = trainer.args.output_dir, trainer.state.global_step
@@ -199,6 +236,7 @@ def finish(
         **monitor.last,
         **{f"{name}_before": value for name, value in monitor.first.items() if name != "knn_top1_pixels"},
         **monitor.settings,
+        **validated,
         "feature": trainer.model.config.feature,
         "loss": next((e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e), None),
         "train_seconds": round(seconds, 1),
@@ -228,18 +266,6 @@ def finish(
     print(NEXT_STEPS.format(output_dir=output_dir, method=args.method, small_run=SMALL_RUNS[args.method], trust=trust))
 
 
-def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
-    """Train; a run that has to stop ends the process with a message in the place of a traceback."""
-    try:
-        return trainer.train(resume_from_checkpoint=resume)
-    except (TrainingInterrupted, CheckpointError, NonFiniteLossError) as error:
-        if trainer.is_world_process_zero():
-            print(f"\n{error}", file=sys.stderr)
-        if not isinstance(error, CheckpointError):  # the others are raised by all processes, in the same step
-            trainer.close()
-        sys.exit(getattr(error, "exit_code", 1))
-
-
 def main() -> None:
     args, training_args, model_args, views_config = parse_with_recipe(PretrainArguments, RECIPES)
     method = get_method(args.method)
@@ -248,16 +274,19 @@ def main() -> None:
     crop_ratio = method.crop_ratio(args.image_size, args.eval_crop_ratio)
     processor = evaluation_processor(args.image_size, mean, std, crop_ratio, method.eval_interpolation)
     monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
+    validation = build_validation(args, processor, data, views)
     if not training_args.do_train:
-        return evaluate_only(args, training_args.output_dir, monitor, source)
+        return evaluate_only(args, training_args.output_dir, monitor, validation, source)
 
     check_plateau(args, training_args, data)
+    choose_best_by(training_args, config, validation)
     require_matplotlib()
     set_seed(training_args.seed)
     model = method.model_class(config)
     resume = resume_point(training_args)
     training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
-    trainer = SSLTrainer(model, training_args, source, views, monitor, processing_class=processor)
+    measure = monitor if validation is None else lambda trained: monitor(trained) | validation(trained)
+    trainer = SSLTrainer(model, training_args, source, views, measure, processing_class=processor)
     set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
     if trainer.is_world_process_zero():
         patches = f" in patches of {args.patch_size} px" if args.backbone in VIT_SIZES else ""
@@ -275,10 +304,24 @@ def main() -> None:
     if for_the_end(args, monitor, recompute=True) or not is_measured:
         trainer.evaluate()
     if trainer.is_world_process_zero():
-        finish(args, trainer, monitor, data, seconds, trained.global_step - trainer.first_step)
+        validated = {} if validation is None else validation.last
+        finish(args, trainer, monitor, validated, data, seconds, trained.global_step - trainer.first_step)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     trainer.close()
+
+
+def choose_best_by(training_args: SSLTrainingArguments, config: SSLConfig, validation: LossMonitor | None) -> None:
+    """With --load_best_model_at_end, what is best if nothing is said: what the method's authors look at."""
+    if not training_args.load_best_model_at_end:
+        return
+    if training_args.metric_for_best_model in (None, "loss"):  # transformers' own default
+        training_args.metric_for_best_model, training_args.greater_is_better = config.selection_metric
+    if str(training_args.metric_for_best_model).removeprefix("eval_").startswith("validation_") and validation is None:
+        raise ValueError(
+            f"The best model is to be chosen by {training_args.metric_for_best_model}, and there are no test images to "
+            "measure it on: set --load_best_model_at_end false, or use a dataset with test images and --validation_samples."
+        )
 
 
 def check_plateau(args: PretrainArguments, training_args: SSLTrainingArguments, data: ImageData) -> None:
@@ -292,12 +335,6 @@ def check_plateau(args: PretrainArguments, training_args: SSLTrainingArguments, 
         )
     if metric == "knn_top1_train" and not args.knn_train_samples:
         raise ValueError("The learning rate is to follow knn_top1_train: set --knn_train_samples, for example 5000.")
-
-
-def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:
-    """What `--resume_from_checkpoint` means: a folder, True for the last checkpoint, None for a new run."""
-    value = training_args.resume_from_checkpoint
-    return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Encoders for training."""
 
 from .convnets import CONVNETS, convnet_config
+from .filling import fill_from
 from .published import ENCODERS, describe_encoder, feature_size, publish
 from .swin import SWIN_SIZES, SwinTrunk, check_swin_config, publish_swin, swin_config
 from .t2t_vit import T2T_SIZES, t2t_vit_config
@@ -30,6 +31,7 @@ __all__ = [
     "convnet_config",
     "describe_encoder",
     "feature_size",
+    "fill_from",
     "interpolate_positions",
     "publish",
     "publish_swin",

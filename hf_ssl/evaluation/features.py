@@ -95,23 +95,36 @@ def _collate(batch: tuple[Tensor, list[int]]) -> tuple[Tensor, list[int]]:
     return batch
 
 
-def _extract(
-    feature_fn: Callable[[Tensor], Tensor],
+def extract(
+    feature_fn: Callable[[dict[str, Tensor]], Tensor],
     processor: BaseImageProcessor,
     dataset: Dataset[dict[str, Any]],
     batch_size: int,
     num_workers: int,
 ) -> tuple[Tensor, Tensor | None]:
     """
-    Applies `feature_fn`, `pixel_values (batch, 3, height, width) -> (batch, dim)`, to the dataset in order. Of several
-    processes, each does its share and gets the rest from the others.
+    Applies a function to the images of a dataset, in order. Of several processes, each does its share and gets the rest from
+    the others.
+
+    Args:
+        feature_fn (`Callable`): Makes rows `(batch, dim)` of `pixel_values` (processed images, `(batch, 3, height, width)`),
+            `index` (their places in the dataset, `(batch,)`; those that only make shares equal lie beyond its end) and, where
+            they are known, `labels` `(batch,)`.
+        processor (`BaseImageProcessor`): Resizes and normalizes.
+        dataset (`torch.utils.data.Dataset`): As for [`extract_features`].
+        batch_size (`int`): Images in a call.
+        num_workers (`int`): Processes that read the dataset.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor | None]`: rows of shape `(N, dim)`, float32, and labels of shape `(N,)`, int64, on
+        the CPU; no labels if the samples have none.
     """
     total = len(dataset)  # type: ignore[arg-type]
     if not total:
         raise ValueError("`dataset` is empty: there is nothing to extract features from.")
     count = math.ceil(total / world_size())  # shares are equal: the last ones wrap around
+    first = rank() * count
     if world_size() > 1:
-        first = rank() * count
         dataset = Subset(dataset, [(first + i) % total for i in range(count)])
     prepare_for_workers()
     loader: DataLoader[Any] = DataLoader(
@@ -129,7 +142,11 @@ def _extract(
     # The bar appears only when there is something to wait for, and leaves no line behind.
     with tqdm(total=count, desc="features", unit=" images", delay=5, leave=False, disable=None) as bar:
         for pixel_values, batch_labels in loader:
-            batch = feature_fn(pixel_values)
+            index = torch.arange(first + done, first + done + len(pixel_values))
+            of_batch = {"pixel_values": pixel_values, "index": index}
+            if len(batch_labels) == len(pixel_values):
+                of_batch["labels"] = torch.tensor(batch_labels)
+            batch = feature_fn(of_batch)
             if not done:
                 # Filled in place: kept batches would be views that hold all of the encoder's tokens in memory.
                 features = torch.empty(count, batch.shape[1])
@@ -192,12 +209,13 @@ def extract_features(
     if device is not None:
         encoder.to(device)  # type: ignore[arg-type]
 
-    def encode(pixel_values: Tensor) -> Tensor:
+    def encode(batch: dict[str, Tensor]) -> Tensor:
+        pixel_values = batch["pixel_values"].to(encoder.device, encoder.dtype)
         with torch.inference_mode():
-            return pool_features(encoder(pixel_values=pixel_values.to(encoder.device, encoder.dtype)), pooling)
+            return pool_features(encoder(pixel_values=pixel_values), pooling)
 
     with evaluation_mode(encoder):
-        return _extract(encode, processor, dataset, batch_size, num_workers)
+        return extract(encode, processor, dataset, batch_size, num_workers)
 
 
 def pixel_features(
@@ -221,9 +239,10 @@ def pixel_features(
         `ValueError`: If the dataset is empty or only a part of it has labels.
     """
 
-    def flatten(pixel_values: Tensor) -> Tensor:
+    def flatten(batch: dict[str, Tensor]) -> Tensor:
+        pixel_values = batch["pixel_values"]
         if pixel_values.shape[-1] > 32:
             pixel_values = F.interpolate(pixel_values, size=(32, 32), mode="bilinear", antialias=True)
         return pixel_values.flatten(1)
 
-    return _extract(flatten, processor, dataset, batch_size, num_workers)
+    return extract(flatten, processor, dataset, batch_size, num_workers)

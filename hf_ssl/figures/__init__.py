@@ -7,6 +7,7 @@ from .neighbors import plot_neighbors
 from .rounds import plot_rounds
 from .similarities import plot_similarities
 from .views import plot_views
+from .vit import plot_patch_filters, plot_position_similarity
 
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "plot_curves",
     "plot_matches",
     "plot_neighbors",
+    "plot_patch_filters",
+    "plot_position_similarity",
     "plot_rounds",
     "plot_similarities",
     "plot_views",

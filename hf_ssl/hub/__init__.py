@@ -1,7 +1,8 @@
 """From a trained model to a folder on the Hub."""
 
+from .classifier_card import write_classifier_card
 from .conversion_card import write_conversion_card
-from .export import evaluation_processor, export_run, write_results
+from .export import evaluation_processor, export_run, save_published, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
 from .run_card import write_run_card
 
@@ -12,6 +13,8 @@ __all__ = [
     "evaluation_processor",
     "export_run",
     "render_card",
+    "save_published",
+    "write_classifier_card",
     "write_conversion_card",
     "write_results",
     "write_run_card",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import BaseImageProcessor, TimmWrapperModel, ViTImageProcessor
+from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperPreTrainedModel, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..models import SSLPreTrainedModel
@@ -81,8 +81,26 @@ def timm_transform(processor: Any) -> dict[str, Any]:
         "interpolation": PILImageResampling(processor.resample).name.lower(),
         "crop_pct": side / size["shortest_edge"] if processor.do_center_crop else 1.0,
         "crop_mode": "center" if processor.do_center_crop else "squash",
-        "num_classes": 0,
     }
+
+
+def save_published(model: PreTrainedModel, processor: BaseImageProcessor, folder: str | Path) -> None:
+    """
+    Write a model of stock transformers and its processor; one of timm in a folder that timm loads as well.
+
+    Args:
+        model (`transformers.PreTrainedModel`): An encoder or a classifier.
+        processor (`BaseImageProcessor`): The evaluation transform.
+        folder (`str` or `Path`): The folder; made if there is none.
+    """
+    state_dict = None
+    if isinstance(model, TimmWrapperPreTrainedModel):
+        num_classes = model.config.num_labels
+        model.config.pretrained_cfg = timm_transform(processor) | {"num_classes": num_classes}
+        model.config.label_names = list(model.config.id2label.values()) if num_classes else []
+        state_dict = model.timm_model.state_dict()
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
 
 
 def export_run(
@@ -106,13 +124,7 @@ def export_run(
             `"student"` or `"teacher"`; unset, the encoder that the method recommends.
     """
     output_dir = Path(output_dir)
-    encoder = model.export_encoder(which)
-    if isinstance(encoder, TimmWrapperModel):  # a folder that timm loads too
-        encoder.config.pretrained_cfg = timm_transform(processor)
-        encoder.save_pretrained(output_dir, state_dict=encoder.timm_model.state_dict())
-    else:
-        encoder.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
+    save_published(model.export_encoder(which), processor, output_dir)
     model.save_pretrained(output_dir / "pretraining", save_original_format=False)
     model.save_state(output_dir / "pretraining")
     processor.save_pretrained(output_dir / "pretraining")

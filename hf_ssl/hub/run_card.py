@@ -47,9 +47,7 @@ def write_run_card(
     args, model = trainer.args, trainer.model
     method = get_method(arguments["method"])
     name = arguments["dataset"]
-    dataset_id = DATASETS[name].path if name in DATASETS else None
-    if dataset_id is None and "/" in name and not Path(name).expanduser().exists():
-        dataset_id = name
+    dataset_id = dataset_id_of(name)
     dataset = dataset_name(name)
     info = ModelCardInfo(
         model_name=trainer.output_dir.resolve().name,
@@ -69,22 +67,30 @@ def write_run_card(
             "epochs": round(trainer.state.epoch or 0, 2),
             "images per step": trainer.images_per_step,
             "peak learning rate": args.learning_rate,
-            "schedule": _schedule(args),
+            "schedule": describe_schedule(args),
             "weight decay": _weight_decay(args),
-            "gradient clipping": _clipping(args),
+            "gradient clipping": describe_clipping(args),
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
             **_method_settings(model.config),
         },
         results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
         figures=figures,
-        hardware=f"{_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
+        hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
     render_card(info).save(trainer.output_dir / "README.md")
 
 
-def _schedule(args: Any) -> str:
+def dataset_id_of(name: str) -> str | None:
+    """The Hub id of what `--dataset` says, if it is of the Hub."""
+    if name in DATASETS:
+        return DATASETS[name].path
+    return name if "/" in name and not Path(name).expanduser().exists() else None
+
+
+def describe_schedule(args: Any) -> str:
+    """The learning-rate schedule of training arguments, in words."""
     name: str = args.schedule or SchedulerType(args.lr_scheduler_type).value
     if not args.schedule and args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
         images = "training" if str(args.metric_for_best_model).endswith("_train") else "test"
@@ -97,7 +103,8 @@ def _weight_decay(args: Any) -> str:
     return f"{args.weight_decay:g}{final}"
 
 
-def _clipping(args: Any) -> str:
+def describe_clipping(args: Any) -> str:
+    """The gradient clipping of training arguments, in words."""
     if not args.max_grad_norm:
         return "none"
     bounded = "of each parameter" if args.gradient_clipping == "per_parameter" else "of all gradients"
@@ -149,7 +156,8 @@ def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, spli
     ]
 
 
-def _hardware(trainer: SSLTrainer) -> str:
+def describe_hardware(trainer: SSLTrainer) -> str:
+    """The machine of a run, in words."""
     if trainer.args.device.type == "cuda":
         return f"{trainer.args.world_size} x {torch.cuda.get_device_name()}"
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.swin.modeling_swin import SwinRelativePositionBias
+from transformers.models.vit.modeling_vit import ViTEmbeddings
 from transformers.utils.generic import ModelOutput
 
 from ..schedules import Schedule
@@ -49,6 +51,11 @@ class SSLConfig(PreTrainedConfig):
     backbone_config: Any = None
     feature: Feature = "class_token"
     position_interpolation: Literal["size", "scale_factor"] = "size"
+
+    @property
+    def selection_metric(self) -> tuple[str, bool]:
+        """What the best model of a run is chosen by, unless something else is asked for, and whether more of it is better."""
+        return "knn_top1", True
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(key for key in kwargs if key not in _EXTRA_KEYS and not key.startswith("_"))
@@ -272,6 +279,26 @@ def init_torch_default(module: nn.Linear | nn.Conv2d) -> None:
     init.uniform_(module.weight, -bound, bound)
     if module.bias is not None:
         init.uniform_(module.bias, -bound, bound)
+
+
+def init_encoder_weights(module: nn.Module) -> None:
+    """A module of a ViT or a Swin, as timm begins: linear layers and tables normal with std 0.02, the patch convolution as in
+    PyTorch."""
+    if isinstance(module, nn.Linear):
+        init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        init_torch_default(module)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, ViTEmbeddings):
+        init.trunc_normal_(module.cls_token, std=0.02)
+        init.trunc_normal_(module.position_embeddings, std=0.02)
+    elif isinstance(module, SwinRelativePositionBias):
+        init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+        init.copy_(module.relative_position_index, module._create_relative_position_index().view(-1))
 
 
 def drop_path_keep(samples: Draws, rates: list[float], num_views: int = 1) -> Tensor:

@@ -35,6 +35,7 @@ from .pipeline import (
 )
 from .random import Draws
 from .resample import apply_weights, canvas_weights, resample, resample_each, resize_weights
+from .single import SingleView
 from .view import View, save_views
 
 
@@ -42,6 +43,7 @@ __all__ = [
     "Colors",
     "Draws",
     "MultiViewPipeline",
+    "SingleView",
     "View",
     "adjust_hue",
     "apply_colors",

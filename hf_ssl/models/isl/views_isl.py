@@ -1,12 +1,9 @@
 """What ISL trains on: one view of each image."""
 
-from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
 
 from ...help import documented
-from ...views import Draws, MultiViewPipeline, View
+from ...views import SingleView, View
 from .configuration_isl import ISLConfig
 
 
@@ -30,7 +27,7 @@ class ISLViewsConfig:
     image_std: list[float] = field(default_factory=lambda: [0.2023, 0.1994, 0.2010])
 
 
-class ISLViews(MultiViewPipeline):
+class ISLViews(SingleView):
     """
     Turns a batch of images into what [`ISLForPreTraining`] is fed with.
 
@@ -40,45 +37,10 @@ class ISLViews(MultiViewPipeline):
         seed (`int`, *optional*, defaults to 0): The seed of the run.
     """
 
-    pictures_show = "the view that the encoder is trained on"
+    min_batch_size = 2  # batch norm has no variance of one image
 
     def __init__(self, config: ISLViewsConfig, model_config: ISLConfig, seed: int = 0):
-        image_size: int = model_config.backbone_config.image_size
-        view = replace(config.view, size=config.view.size or image_size)
-        if view.side != image_size:
-            raise ValueError(f"view_size={view.side} is not the image_size={image_size} of the encoder; leave it out.")
-        self.config = replace(config, view=view)
-        super().__init__({"pixel_values": [view]}, config.image_mean, config.image_std, seed)
-        self.min_batch_size = 2  # batch norm has no variance of one image
-
-    @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor], draws: Draws | None = None) -> dict[str, Tensor]:
-        """
-        Args:
-            batch (`dict[str, torch.Tensor]`):
-                `index` and `epoch` (int64 of shape `(batch_size,)`), and either sources of one size, `images` (uint8 of
-                shape `(batch_size, 3, height, width)`), or `boxes` and the crops that [`~ISLViews.render`] made.
-            draws ([`Draws`], *optional*):
-                Not used: all draws are the samples' own.
-
-        Returns:
-            `dict[str, torch.Tensor]`: an argument of [`ISLForPreTraining`]: `pixel_values`, float32 of shape
-            `(batch_size, 3, image_size, image_size)`.
-        """
-        return {"pixel_values": super().__call__(batch)["pixel_values"][0]}
-
-    def pictures(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
-        """
-        The view, for the eye.
-
-        Args:
-            inputs (`dict[str, torch.Tensor]`): What the views of a batch are, as they are returned.
-
-        Returns:
-            `tuple[dict[str, torch.Tensor], list[int]]`: `view`, of shape `(batch_size, 3, image_size, image_size)`, and the
-            number of the view that it is of.
-        """
-        return {"view": inputs["pixel_values"]}, [0]
+        super().__init__(config, model_config.backbone_config.image_size, seed)
 
 
 __all__ = ["ISLViews", "ISLViewsConfig"]

@@ -99,6 +99,13 @@ class RelViTConfig(SSLConfig):
         """Patches on a side of the grid that the heads see."""
         return self.mega_patches or self.backbone_config.image_size // self.cell_size
 
+    @property
+    def selection_metric(self) -> tuple[str, bool]:
+        """As the authors choose: the loss on test images, or where they are classified, the accuracy."""
+        if "classification" in self.tasks:
+            return "validation_accuracy_classification", True
+        return "validation_loss", False
+
     def _features(self) -> list[Feature]:
         """What the encoder offers as a feature: what is classified first, what the tasks train last."""
         kind = self.backbone_config.model_type

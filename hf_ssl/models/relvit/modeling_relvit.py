@@ -10,12 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.models.swin.modeling_swin import SwinRelativePositionBias
-from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, feature_size, publish, publish_swin, publish_vit
-from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_torch_default
+from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
 from .configuration_relvit import RelViTConfig
 
 
@@ -175,23 +172,12 @@ class RelViTForPreTraining(SSLPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The encoder's linear layers and tables are normal with std 0.02; the patch convolution and the heads keep
-        # PyTorch's own initialization. T2T-ViT and timm's encoders initialize themselves.
-        if isinstance(module, nn.Linear) and not self._is_in_a_head(module):
-            init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            init_torch_default(module)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, ViTEmbeddings):
-            init.trunc_normal_(module.cls_token, std=0.02)
-            init.trunc_normal_(module.position_embeddings, std=0.02)
-        elif isinstance(module, SwinRelativePositionBias):
-            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
-            init.copy_(module.relative_position_index, module._create_relative_position_index().view(-1))
+        # Heads keep PyTorch's own initialization. T2T-ViT and timm's encoders initialize themselves.
+        if self._is_in_a_head(module):
+            if isinstance(module, nn.Linear):
+                init_torch_default(module)
+        else:
+            init_encoder_weights(module)
 
     def _is_in_a_head(self, module: nn.Module) -> bool:
         return any(

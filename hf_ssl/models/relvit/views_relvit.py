@@ -42,6 +42,9 @@ from .configuration_relvit import RelViTConfig
 
 logger = logging.get_logger(__name__)
 
+# Which no training reaches.
+_VALIDATION_EPOCH = 1_000_000
+
 PATCH_OPERATIONS = {"centCrop": None, "colJitter": 0.8, "grayScale": 0.2, "randomNoise": 0.2}
 # A patch is cropped to 1 / 1.15 of its side and resized back.
 _CROP_RATIO = 1.15
@@ -340,6 +343,26 @@ class RelViTViews:
         if self.with_labels and "labels" in batch:
             inputs["labels"] = batch["labels"]
         return inputs
+
+    @torch.no_grad()
+    def validation_inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """
+        What the model is validated with: whole images, without augmentation and unshuffled. Mega-patches are cut for each
+        image as in every other validation.
+
+        Args:
+            batch (`dict[str, torch.Tensor]`):
+                Normalized `pixel_values` of shape `(batch_size, 3, image_size, image_size)`, `index` (int64 of shape
+                `(batch_size,)`), and `labels`, if known.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the arguments of [`RelViTForPreTraining`].
+        """
+        images, index = batch["pixel_values"], batch["index"]
+        if self.mega_patches is not None:
+            draws = Draws.for_samples(self.seed, torch.full_like(index, _VALIDATION_EPOCH), index)
+            images = self._cut_mega_patches(images, draws, self.mega_patches)
+        return {"pixel_values": images, **({"labels": batch["labels"]} if self.with_labels else {})}
 
     def _make_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         draws = self.draws(batch["epoch"], batch["index"])

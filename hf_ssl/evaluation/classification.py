@@ -1,0 +1,73 @@
+"""How many images a classifier gets right."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..models import SSLPreTrainedModel
+from .features import evaluation_mode, extract
+
+
+def classification_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """
+    Accuracy and cross-entropy of a classifier's answers.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_images, num_classes)`): Its answers.
+        labels (`torch.Tensor` of shape `(num_images,)`, int64): Classes.
+
+    Returns:
+        `dict[str, float]`: `finetune_top1` and `finetune_top5` in percent (of fewer than five classes, all of them), and
+        `finetune_loss`.
+    """
+    ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    return {
+        "finetune_top1": 100 * ranked[:, 0].double().mean().item(),
+        "finetune_top5": 100 * ranked.any(1).double().mean().item(),
+        "finetune_loss": F.cross_entropy(logits, labels).item(),
+    }
+
+
+class AccuracyMonitor:
+    """
+    Accuracy of a classifier, in training or as it is published, on the same images at every call.
+
+    Args:
+        processor (`BaseImageProcessor`): The evaluation transform.
+        images (`torch.utils.data.Dataset`): Items `{"image": uint8 tensor (3, height, width), "label": int}`.
+        batch_size (`int`, *optional*, defaults to 256): Images in a forward pass.
+        num_workers (`int`, *optional*, defaults to 0): Processes that read the images.
+    """
+
+    def __init__(self, processor: BaseImageProcessor, images: Any, batch_size: int = 256, num_workers: int = 0):
+        self.processor, self.images = processor, images
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
+        """
+        Measure a model.
+
+        Args:
+            model ([`~hf_ssl.models.classification.ClassifierForTraining`] or `PreTrainedModel`):
+                A classifier in training, or one of transformers; it is left as it is.
+
+        Returns:
+            `dict[str, float]`: see [`classification_accuracy`].
+
+        Raises:
+            `ValueError`: the images have no labels.
+        """
+
+        def answer(batch: dict[str, Tensor]) -> Tensor:
+            with torch.inference_mode():
+                logits = model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits
+            return logits["classification"] if isinstance(model, SSLPreTrainedModel) else logits
+
+        with evaluation_mode(model):
+            logits, labels = extract(answer, self.processor, self.images, self.batch_size, self.num_workers)
+        if labels is None:
+            raise ValueError("The images have no labels: there is no accuracy to measure.")
+        return classification_accuracy(logits, labels)

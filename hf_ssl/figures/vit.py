@@ -1,0 +1,95 @@
+"""What a ViT has learned about places and pixels: its position embeddings, and the filters that patches are projected by."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from .common import new_figure, save
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+NUM_FILTERS = 28
+_MAX_PLACES = 8  # on a side; of larger grids, every so many
+
+
+def plot_position_similarity(table: Tensor, path: str | Path) -> None:
+    """
+    Draws how similar the position embedding of each patch is to those of all others: a small map of the whole grid for each
+    place of the grid (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, figure 7).
+
+    Args:
+        table (`torch.Tensor` of shape `(1, 1 + side * side, dim)`): Position embeddings, class token first.
+        path (`str` or `Path`): PNG file to write.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+        `ValueError`: If the grid is not square.
+    """
+    vectors = F.normalize(table[0, 1:].detach().float().cpu(), dim=-1)
+    side = round(len(vectors) ** 0.5)
+    if side * side != len(vectors):
+        raise ValueError(f"`table` has {len(vectors)} patches, which make no square grid.")
+    similarity = (vectors @ vectors.T).view(side, side, side, side).numpy()
+    shown = range(0, side, ceil(side / _MAX_PLACES))
+    figure = new_figure(7.4, 6.8)
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(len(shown), len(shown), squeeze=False)
+    for row, line in zip(shown, grid, strict=True):
+        for column, axes in zip(shown, line, strict=True):
+            image = axes.imshow(similarity[row, column], vmin=-1, vmax=1, cmap="viridis")
+            axes.set_xticks([])
+            axes.set_yticks([])
+    figure.colorbar(image, ax=grid, label="cosine similarity", shrink=0.8)
+    figure.suptitle("position embedding of each patch, compared with all others", fontsize=13)
+    save(figure, path)
+
+
+def plot_patch_filters(weight: Tensor, path: str | Path) -> None:
+    """
+    Draws the principal components of the filters that patches are projected by, the strongest first (Dosovitskiy et al.,
+    figure 7). Each is scaled to the colors from black to white; its sign says nothing.
+
+    Args:
+        weight (`torch.Tensor` of shape `(dim, 3, patch_size, patch_size)`): Weights of the projection.
+        path (`str` or `Path`): PNG file to write.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+    """
+    components = filter_components(weight)
+    low, high = components.amin((1, 2, 3), keepdim=True), components.amax((1, 2, 3), keepdim=True)
+    images = ((components - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1).numpy()
+    columns = 7
+    figure = new_figure(7.4, 0.5 + 1.05 * ceil(len(images) / columns))
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(ceil(len(images) / columns), columns, squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if i < len(images):
+            axes.imshow(images[i], interpolation="nearest")
+    figure.suptitle("principal components of the patch filters", fontsize=13)
+    save(figure, path)
+
+
+def filter_components(weight: Tensor) -> Tensor:
+    """
+    The strongest principal components of filters.
+
+    Args:
+        weight (`torch.Tensor` of shape `(dim, 3, patch_size, patch_size)`): The filters.
+
+    Returns:
+        `torch.Tensor` of shape `(count, 3, patch_size, patch_size)`, float32: unit vectors, the strongest first; 28, or as
+        many as there can be.
+    """
+    filters = weight.detach().float().cpu().flatten(1)
+    components = torch.linalg.svd(filters - filters.mean(0), full_matrices=False).Vh
+    return components[:NUM_FILTERS].unflatten(1, weight.shape[1:])

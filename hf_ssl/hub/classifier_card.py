@@ -1,0 +1,109 @@
+"""The model card of a classifier that was fine-tuned, or trained from scratch."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from ..arguments import dataset_name
+from ..backbones import describe_encoder
+from ..data import ImageData
+from ..models import get_method
+from ..trainer import SSLTrainer
+from .model_card import needs_remote_code
+from .run_card import dataset_id_of, describe_clipping, describe_hardware, describe_schedule
+
+
+def write_classifier_card(
+    trainer: SSLTrainer, arguments: dict[str, Any], data: ImageData, results: dict[str, Any]
+) -> None:
+    """
+    Write `README.md` into the output folder of a run of fine-tuning.
+
+    Args:
+        trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, after training.
+        arguments (`dict[str, Any]`): The script's arguments by name: `model`, `method`, `recipe`, `dataset`, …
+        data ([`~hf_ssl.data.ImageData`]): The data.
+        results (`dict[str, Any]`): Numbers of the run, as in `all_results.json`.
+    """
+    args, config = trainer.args, trainer.model.config
+    dataset, dataset_id = dataset_name(arguments["dataset"]), dataset_id_of(arguments["dataset"])
+    name = trainer.output_dir.resolve().name
+    method = get_method(arguments["method"])
+    is_pretrained = arguments["model"] != "none"
+    metadata = ModelCardData(
+        model_name=name,
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["hf_ssl"],
+        datasets=[dataset_id] if dataset_id else None,
+        base_model=_hub_id(arguments["model"]),
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset_id or dataset,
+                dataset_name=dataset,
+                dataset_split=results["split"],
+                metric_type="accuracy",
+                metric_name=f"top-{k} accuracy (%)",
+                metric_value=round(results[f"finetune_top{k}"], 2),
+            )
+            for k in (1, 5)
+        ],
+    )
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(
+        files("hf_ssl.card_templates").joinpath("classifier_template.md").read_text("utf-8")
+    )
+    origin = "It was trained from scratch."
+    if is_pretrained:
+        frozen = "; the encoder was kept as it was" if config.freeze_encoder else ""
+        origin = f"It was fine-tuned from the pretrained encoder {_public_name(arguments['model'])}{frozen}."
+    content = template.render(
+        name=name,
+        metadata=metadata.to_yaml().strip(),
+        encoder=describe_encoder(config.backbone_config),
+        num_classes=config.num_labels,
+        origin=origin,
+        location=trainer.hub_model_id or "path/to/this/folder",
+        trust=", trust_remote_code=True" if needs_remote_code(config.backbone_config) else "",
+        dataset=dataset,
+        image_size=getattr(config.backbone_config, "image_size", "their"),
+        hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
+        results=results,
+        training={
+            "recipe": f"{arguments['method']}/{Path(arguments['recipe']).stem}",
+            "optimizer steps": trainer.state.global_step,
+            "images per step": trainer.images_per_step,
+            "peak learning rate": args.learning_rate,
+            "schedule": describe_schedule(args),
+            "weight decay": f"{args.weight_decay:g}",
+            "layer decay": f"{args.layer_decay:g}",
+            "gradient clipping": describe_clipping(args),
+            "stochastic depth": f"{config.drop_path_rate:g}",
+            "label smoothing": f"{config.label_smoothing:g}",
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+            "seed": args.seed,
+        },
+        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
+        citation=method.citation if is_pretrained else None,
+    )
+    ModelCard(content).save(trainer.output_dir / "README.md")
+
+
+def _hub_id(model: str) -> str | None:
+    """The id of an encoder of the Hub."""
+    return model if model != "none" and model.count("/") == 1 and not Path(model).expanduser().exists() else None
+
+
+def _public_name(model: str) -> str:
+    """What an encoder is called in public: no path of a machine."""
+    return f"`{_hub_id(model) or Path(model).expanduser().resolve().name}`"
+
+
+__all__ = ["write_classifier_card"]

@@ -1,0 +1,45 @@
+"""What the training scripts share: a run that ends well, and where it starts."""
+
+import sys
+
+from transformers.trainer_utils import TrainOutput
+
+from .checkpoints import CheckpointError
+from .stopping import TrainingInterrupted
+from .trainer import NonFiniteLossError, SSLTrainer
+from .training_args import SSLTrainingArguments
+
+
+def train(trainer: SSLTrainer, resume: str | bool | None) -> TrainOutput:
+    """
+    Train; a run that has to stop ends the process with a message in the place of a traceback.
+
+    Args:
+        trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer.
+        resume (`str` or `bool`, *optional*): As for [`~hf_ssl.trainer.SSLTrainer.train`].
+
+    Returns:
+        `TrainOutput`.
+    """
+    try:
+        return trainer.train(resume_from_checkpoint=resume)
+    except (TrainingInterrupted, CheckpointError, NonFiniteLossError) as error:
+        if trainer.is_world_process_zero():
+            sys.stderr.write(f"\n{error}\n")
+        if not isinstance(error, CheckpointError):  # the others are raised by all processes, in the same step
+            trainer.close()
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:
+    """
+    What `--resume_from_checkpoint` means.
+
+    Args:
+        training_args ([`~hf_ssl.training_args.SSLTrainingArguments`]): The arguments.
+
+    Returns:
+        `str` or `bool`, *optional*: a folder; True for the last checkpoint; nothing for a new run.
+    """
+    value = training_args.resume_from_checkpoint
+    return {"true": True, "false": None}.get(str(value).lower(), value)

@@ -1,0 +1,53 @@
+"""Configuration of a classifier in training."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from ...backbones import check_swin_config, check_vit_config
+from ..base import SSLConfig
+
+
+@strict
+class ClassificationConfig(SSLConfig):
+    """
+    Configuration of a [`ClassifierForTraining`].
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Configuration of the encoder: any of which transformers knows a classifier.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth of the last layer, growing linearly from 0 (a ViT or a Swin).
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the loss.
+        freeze_encoder (`bool`, *optional*, defaults to `False`):
+            Whether only the classifier learns.
+        num_labels (`int`):
+            Classes.
+    """
+
+    model_type = "hf_ssl_classification"
+    modes: ClassVar[dict[str, dict[str, Any]]] = {"finetune": {}}
+
+    drop_path_rate: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    freeze_encoder: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        kind = self.backbone_config.model_type
+        if kind == "vit":
+            check_vit_config(self.backbone_config, "fine-tuning")
+        elif kind == "swin":
+            check_swin_config(self.backbone_config)
+        elif self.drop_path_rate:
+            raise ValueError(
+                f"drop_path_rate={self.drop_path_rate}: stochastic depth is here for ViT and Swin only, not for {kind}; set "
+                "--drop_path_rate 0."
+            )
+        for name in ("drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+
+
+__all__ = ["ClassificationConfig"]

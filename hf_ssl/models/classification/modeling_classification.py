@@ -1,0 +1,177 @@
+"""A classifier in training: an encoder and a linear layer, and the cross-entropy of its answers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    SwinForImageClassification,
+    SwinModel,
+    ViTForImageClassification,
+    ViTModel,
+)
+from transformers.utils import logging
+
+from ...backbones import SwinTrunk, ViTTrunk, fill_from, interpolate_positions
+from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
+from .configuration_classification import ClassificationConfig
+
+
+logger = logging.get_logger(__name__)
+
+
+class ClassifierForTraining(SSLPreTrainedModel):
+    """
+    A classifier in training. ViT and Swin are trained with stochastic depth, as in pretraining; other encoders as the
+    classifier that transformers has of them.
+
+    Args:
+        config ([`ClassificationConfig`]): Its configuration, with `num_labels`.
+    """
+
+    config_class = ClassificationConfig
+    config: ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig):
+        super().__init__(config)
+        backbone_config: Any = config.backbone_config
+        self.classifier: nn.Module | None = None  # of ViT and Swin; others have their own
+        if backbone_config.model_type == "vit":
+            self.student = ViTTrunk(backbone_config, config.drop_path_rate)
+        elif backbone_config.model_type == "swin":
+            self.student = SwinTrunk(backbone_config, config.drop_path_rate)
+        else:
+            backbone_config.num_labels = config.num_labels
+            self.student = AutoModelForImageClassification.from_config(backbone_config)
+        if isinstance(self.student, ViTTrunk | SwinTrunk):
+            self.classifier = nn.Linear(backbone_config.hidden_size, config.num_labels or 0)
+        self.post_init()
+        if not self.head.weight.is_meta:
+            init_torch_default(self.head)  # whatever the encoder's own classifier begins with
+        self.freeze()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.classifier:
+            init_torch_default(self.head)
+        else:  # of a trunk; others initialize themselves
+            init_encoder_weights(module)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer that tells the classes."""
+        if self.classifier is not None:
+            return self.classifier  # type: ignore[return-value]
+        return [module for module in self.student.modules() if isinstance(module, nn.Linear)][-1]
+
+    def freeze(self) -> None:
+        """Freeze the encoder, if only the classifier is to learn."""
+        if self.config.freeze_encoder:
+            self.requires_grad_(False)
+            self.head.requires_grad_(True)
+
+    def load_encoder(self, folder: str | Path, **kwargs: Any) -> None:
+        """
+        Take the weights of a pretrained encoder; the classifier stays as it is initialized.
+
+        A ViT that was pretrained without positions has a table of zeros, and keeps the fresh one instead. One for images of
+        another size gets its own, resized.
+
+        Args:
+            folder (`str` or `Path`): What `AutoModel.from_pretrained` loads: a folder, or an id of the Hub.
+            kwargs: Other arguments of `from_pretrained`, such as `revision` or `trust_remote_code`.
+        """
+        encoder = AutoModel.from_pretrained(folder, **kwargs)
+        target: Any = self.student if self.classifier is not None else self.student.base_model
+        source = getattr(encoder, "timm_model", encoder)  # timm's models are wrapped
+        weights = {n: t for n, t in source.state_dict().items() if not n.startswith("pooler.")}
+        if isinstance(self.student, ViTTrunk):
+            self._adapt_positions(weights)
+        missing, unexpected = target.load_state_dict(weights, strict=False)
+        of_head = {name for name, p in target.named_parameters() if p is self.head.weight or p is self.head.bias}
+        if unexpected or set(missing) - of_head - {"embeddings.position_embeddings"}:
+            raise ValueError(
+                f"{folder} does not fit a {type(encoder).__name__} of its own configuration: {(missing + unexpected)[:3]}."
+            )
+
+    def _adapt_positions(self, weights: dict[str, Tensor]) -> None:
+        name, patch = "embeddings.position_embeddings", self.config.backbone_config.patch_size
+        table = weights[name]
+        if not table.any():
+            logger.warning("The encoder was pretrained without positions: fine-tuning begins with random ones.")
+            del weights[name]
+            return
+        side = self.config.backbone_config.image_size // patch
+        weights[name] = interpolate_positions(table, (side, side))
+
+    def step_inputs(self, step: Step) -> dict[str, Tensor]:
+        if not self.config.drop_path_rate:
+            return {}
+        rates: Any = self.student.drop_path_rates
+        return {"drop_path_keep": drop_path_keep(step.samples, rates)}
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, drop_path_keep: Tensor | None = None
+    ) -> SSLOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
+                Normalized images.
+            labels (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
+                Classes.
+            drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
+                Branches that stochastic depth keeps, see [`~ClassifierForTraining.step_inputs`].
+
+        Returns:
+            [`SSLOutput`]: `logits["classification"]` of shape `(batch_size, num_labels)`; with labels, the loss and the
+            accuracy.
+        """
+        if isinstance(self.student, ViTTrunk):
+            scores = self.head(self.student(pixel_values, drop_path_keep=drop_path_keep)[:, 0])
+        elif isinstance(self.student, SwinTrunk):
+            scores = self.head(self.student(pixel_values, drop_path_keep).mean(1))
+        else:
+            scores = self.student(pixel_values).logits
+        output = SSLOutput(logits={"classification": scores})
+        if labels is not None:
+            output.loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+            output.losses = {"classification": output.loss}
+            output.metrics = {"accuracy_classification": (scores.detach().max(1).indices == labels).float().mean()}
+        return output
+
+    def export_classifier(self, class_names: list[str] | None = None) -> PreTrainedModel:
+        """
+        The classifier to publish.
+
+        Args:
+            class_names (`list[str]`, *optional*): Name of each class.
+
+        Returns:
+            `PreTrainedModel`: of the class that transformers has for it, in eval mode, float32, with its own copy of the
+            weights.
+        """
+        config = type(self.config.backbone_config).from_dict(self.config.backbone_config.to_dict())
+        names = class_names or [str(i) for i in range(self.config.num_labels or 0)]
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        with torch.device("meta"):
+            if isinstance(self.student, ViTTrunk):
+                published: Any = ViTForImageClassification(config)
+            elif isinstance(self.student, SwinTrunk):
+                published = SwinForImageClassification(config)
+            else:
+                published = type(self.student)(config)
+        if self.classifier is None:
+            fill_from(published, self.student)
+        else:
+            encoder: ViTModel | SwinModel = published.base_model
+            fill_from(encoder, self.student)
+            fill_from(published.classifier, self.classifier)
+        return published.eval()  # type: ignore[no-any-return]
+
+
+__all__ = ["ClassifierForTraining"]

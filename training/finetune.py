@@ -1,0 +1,273 @@
+"""Fine-tune an encoder to classify images, or train one for it from scratch: the supervised baseline.
+
+accelerate launch training/finetune.py --model outputs/relvit-cifar10 --method relvit --recipe cifar10 --dataset cifar10
+accelerate launch training/finetune.py --model none --backbone vit-small --method relvit --recipe cifar10 --dataset cifar10
+
+What is written is a classifier of stock transformers, with its image processor and the names of its classes.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PreTrainedConfig,
+)
+
+from hf_ssl.arguments import build_backbone_config, flat_values, parse_over, read_recipe
+from hf_ssl.data import ImageData, load_image_data, make_source
+from hf_ssl.evaluation import AccuracyMonitor
+from hf_ssl.figures import plot_curves, require_matplotlib
+from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
+from hf_ssl.launch import resume_point, train
+from hf_ssl.models import METHODS, get_method
+from hf_ssl.models.classification import (
+    ClassificationConfig,
+    ClassificationViews,
+    ClassificationViewsConfig,
+    ClassifierForTraining,
+)
+from hf_ssl.trainer import SSLTrainer
+from hf_ssl.training_args import SSLTrainingArguments
+
+
+RECIPES = Path(__file__).parent / "recipes"
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+@dataclass
+class FinetuneArguments:
+    """What to fine-tune, and on what."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "The encoder: a folder or an id of the Hub that AutoModel loads; or none, for random weights of "
+            "--backbone."
+        },
+    )
+    method: str = field(
+        default="relvit",
+        metadata={
+            "help": f"Whose recipes these are, and with --model none whose kind of encoder: {', '.join(METHODS)}."
+        },
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of one of the method's recipes for fine-tuning, or path of a yaml file; unset, the dataset's own "
+            "recipe, else 'default'."
+        },
+    )
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
+            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files. It needs labels."
+        },
+    )
+    backbone: str = field(default="vit-tiny", metadata={"help": "With --model none, the encoder, as in pretraining."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images, in pixels; unset, that of the encoder (of none: 224)."}
+    )
+    patch_size: int = field(default=16, metadata={"help": "With --model none, side of a patch of a ViT, in pixels."})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder (a ViT)."})
+    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights (of a ViT)."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Measure on a random subset of this size."})
+    validation_samples: int = field(
+        default=0,
+        metadata={
+            "help": "Training images that are held out to choose the best epoch by; 0: test images choose it, as in the code "
+            "of most authors."
+        },
+    )
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
+    eval_crop_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
+            "0.875 from 128 pixels on and 1 below."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether code that lies beside the encoder's weights may be run."}
+    )
+
+
+def parse() -> tuple[FinetuneArguments, SSLTrainingArguments, Any, ClassificationViewsConfig]:
+    """The command line, over the values of a recipe."""
+    argv = sys.argv[1:]
+    (first,) = HfArgumentParser(FinetuneArguments, add_help=False).parse_args_into_dataclasses(
+        argv, return_remaining_strings=True
+    )[:1]
+    get_method(first.method)
+    recipe = read_recipe(RECIPES, f"{first.method}/finetune", first.recipe, first.dataset)
+    values = flat_values(ClassificationViewsConfig, recipe)
+    return parse_over(values, FinetuneArguments, ClassificationConfig, ClassificationViewsConfig, "finetune", argv)
+
+
+def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
+    """Configuration of the encoder, pretrained or not, for images of the wanted size."""
+    if args.model == "none":
+        args.image_size = args.image_size or 224
+        return build_backbone_config(args, get_method(args.method))
+    config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    native = getattr(config, "image_size", None)
+    if args.image_size not in (None, native):
+        if config.model_type != "vit":
+            raise ValueError(
+                f"{args.model} is for images of {native} pixels, and only a ViT can be fine-tuned at another size: set "
+                f"--image_size {native}."
+            )
+        config.image_size = args.image_size
+    args.image_size = getattr(config, "image_size", None) or args.image_size or 224
+    for name, value in (
+        ("hidden_dropout_prob", args.dropout),
+        ("attention_probs_dropout_prob", args.attention_dropout),
+    ):
+        if value and not hasattr(config, name):
+            raise ValueError(f"An encoder of type {config.model_type} has no {name}: leave the dropout out.")
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def with_statistics(views: ClassificationViewsConfig, model: str) -> ClassificationViewsConfig:
+    """Mean and standard deviation of the pixels are those of the encoder's own processor, if nothing else is asked for."""
+    if views.image_mean is not None and views.image_std is not None:
+        return views
+    found: Any = IMAGENET
+    if model != "none":
+        processor = AutoImageProcessor.from_pretrained(model)
+        found = {name: getattr(processor, name, IMAGENET[name]) for name in IMAGENET}
+    return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
+
+
+def split(args: FinetuneArguments, data: ImageData, seed: int) -> tuple[Dataset, Dataset, Dataset | None]:
+    """Images to train on, those that choose the best epoch, and those that are measured at the end, if they are others."""
+    if data.num_classes is None:
+        raise ValueError(f"{args.dataset} has no labels, and a classifier learns from nothing else.")
+    if not args.validation_samples:
+        if data.test is None:
+            raise ValueError(f"{args.dataset} has no test images: hold some out, with --validation_samples 1000.")
+        return data.train, data.test, None
+    if args.validation_samples >= len(data.train):
+        raise ValueError(f"--validation_samples {args.validation_samples} leaves none of {len(data.train)} images.")
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out, rest = order[: args.validation_samples], sorted(order[args.validation_samples :])
+    return data.train.select(rest), data.train.select(sorted(held_out)), data.test
+
+
+def evaluate_only(args: FinetuneArguments, output_dir: str, test: Dataset, batch_size: int) -> None:
+    """`--do_train false`: measure the classifier that an earlier run left in the output folder."""
+    if not (Path(output_dir) / "config.json").is_file():
+        raise FileNotFoundError(f"There is no classifier in {output_dir}. Train first, or set --output_dir.")
+    model = AutoModelForImageClassification.from_pretrained(output_dir)
+    monitor = AccuracyMonitor(AutoImageProcessor.from_pretrained(output_dir), make_source(test), batch_size)
+    results = {**monitor(model), "num_test_images": len(test)}
+    write_results(output_dir, results, update=True)
+    print(json.dumps(results, indent=2))
+
+
+def finish(
+    args: FinetuneArguments,
+    trainer: SSLTrainer,
+    processor: Any,
+    data: ImageData,
+    measured: dict[str, float],
+    selection: dict[str, Any],
+    seconds: float,
+) -> None:
+    """Write the folder that a run leaves behind."""
+    output_dir, history = trainer.output_dir, trainer.state.log_history
+    last = next((log for log in reversed(history) if "eval_finetune_top1" in log), {})
+    results = {
+        **measured,
+        **selection,
+        "last_epoch_top1": last.get("eval_finetune_top1"),
+        "num_steps": trainer.state.global_step,
+        "num_train_images": trainer.num_train_images,
+        "train_seconds": round(seconds, 1),
+    }
+    save_published(trainer.model.export_classifier(data.class_names), processor, output_dir)
+    write_results(output_dir, results)
+    trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+    history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in history]
+    terms = [name for name in ("loss", "finetune_top1") if any(name in log for log in history)]
+    plot_curves(history, output_dir / "figures" / "curves.png", terms=terms)
+    write_classifier_card(trainer, vars(args), data, results)
+    chosen = f"the best of all epochs by {selection['selected_by']}" if selection["selected_by"] else "at the end"
+    print(
+        f"\nTop-1 accuracy: {results['finetune_top1']:.2f} % on {results['num_test_images']:,} {results['split']} images, "
+        f"{chosen}.\n{output_dir} holds the classifier:\n\n"
+        f'    from transformers import pipeline\n    classify = pipeline("image-classification", model="{output_dir}")\n'
+    )
+
+
+def main() -> None:
+    args, training_args, model_args, views_config = parse()
+    data = load_image_data(
+        args.dataset,
+        max_train_samples=args.max_train_samples,
+        max_test_samples=args.max_test_samples,
+        seed=training_args.seed,
+        skip_bad_images=args.skip_bad_images,
+    )
+    train_images, selecting, test_images = split(args, data, training_args.seed)
+    batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
+    if not training_args.do_train:
+        return evaluate_only(args, training_args.output_dir, test_images or selecting, batch_size)
+
+    if args.model is None:
+        raise ValueError("Which encoder? Set --model to a folder or an id of the Hub, or to none for random weights.")
+    require_matplotlib()
+    config = ClassificationConfig(
+        backbone_config=encoder_config(args), num_labels=data.num_classes, **vars(model_args)
+    )
+    views_config = with_statistics(views_config, args.model)
+    views = ClassificationViews(views_config, config, training_args.seed)
+    processor = evaluation_processor(
+        args.image_size, views_config.image_mean, views_config.image_std, args.eval_crop_ratio
+    )
+    monitor = AccuracyMonitor(processor, make_source(selecting), batch_size, num_workers)
+    set_seed(training_args.seed)
+    model = ClassifierForTraining(config)
+    if args.model != "none":
+        model.load_encoder(args.model, trust_remote_code=args.trust_remote_code)
+    trainer = SSLTrainer(
+        model, training_args, make_source(train_images, views), views, monitor, processing_class=processor
+    )
+    set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
+    start = time.monotonic()
+    train(trainer, resume_point(training_args))
+    seconds = time.monotonic() - start
+    # The best model, if it was asked for, is measured again; on other images than those that chose it, where there are.
+    final = test_images if test_images is not None else selecting
+    monitor.images = make_source(final)
+    measured = monitor(trainer.model)
+    by = "held-out training images" if args.validation_samples else f"{data.test_name} images"
+    selection = {
+        "selected_by": by if training_args.load_best_model_at_end else None,  # the last one, then
+        "split": data.test_name if test_images is not None or not args.validation_samples else "held-out training",
+        "num_test_images": len(final),
+    }
+    if trainer.is_world_process_zero():
+        finish(args, trainer, processor, data, measured, selection, seconds)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main()
