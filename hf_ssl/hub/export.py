@@ -98,7 +98,8 @@ def save_published(model: PreTrainedModel, processor: BaseImageProcessor, folder
         num_classes = model.config.num_labels
         model.config.pretrained_cfg = timm_transform(processor) | {"num_classes": num_classes}
         model.config.label_names = list(model.config.id2label.values()) if num_classes else []
-        state_dict = model.timm_model.state_dict()
+        timm_model: Any = model.timm_model
+        state_dict = timm_model.state_dict()
     model.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
 
