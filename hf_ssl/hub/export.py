@@ -97,7 +97,7 @@ def save_published(model: PreTrainedModel, processor: BaseImageProcessor, folder
     if isinstance(model, TimmWrapperPreTrainedModel):
         num_classes = model.config.num_labels
         model.config.pretrained_cfg = timm_transform(processor) | {"num_classes": num_classes}
-        model.config.label_names = list(model.config.id2label.values()) if num_classes else []
+        model.config.label_names = list((model.config.id2label or {}).values()) if num_classes else []
         timm_model: Any = model.timm_model
         state_dict = timm_model.state_dict()
     model.save_pretrained(folder, state_dict=state_dict)

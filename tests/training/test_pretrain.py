@@ -48,7 +48,7 @@ def digits_run(tmp_path_factory):
 def test_layout(digits_run):
     files = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
     wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
-    wanted |= {"trainer_state.json"} | {f"figures/{name}.png" for name in ("curves", "neighbors", "similarities")}
+    wanted |= {"trainer_state.json"} | {f"figures/{name}.png" for name in ("curves", "filters", "neighbors", "similarities")}
     wanted |= {f"pretraining/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
     wanted |= {"pretraining/views.json"}
     assert wanted <= files
@@ -322,13 +322,22 @@ def test_divergence_is_named(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("line", ["backbone: vit-huge", "save_strategy: no", "learning_rate: fast", "encoder: both"])
+@pytest.mark.parametrize("line", ["mega_patches: many", "save_strategy: no", "learning_rate: fast", "encoder: both"])
 def test_recipe_with_a_wrong_value(tmp_path, monkeypatch, capsys, line):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(line + "\n")
     with pytest.raises(SystemExit):
         pretrain(monkeypatch, "--recipe", recipe, "--output_dir", tmp_path / "run")
     assert re.search(rf"argument --{line.partition(':')[0]}\b.*: invalid", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [("vit-huge", "use one of vit-micro, .*timm/NAME"), ("timm/resnet_18", "timm/resnet18"), ("swin-tiny", "--image_size 224")],
+)
+def test_unknown_backbone(tmp_path, monkeypatch, backbone, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain(monkeypatch, "--backbone", backbone, "--output_dir", tmp_path / "run")
 
 
 def test_mega_patches(tmp_path, monkeypatch):
@@ -389,7 +398,7 @@ def test_flags_win_over_the_recipe_and_the_recipe_over_the_mode(tmp_path):
     args, training_args, model_args, views_config = parse_with_recipe(PretrainArguments, RECIPES, argv)
     assert args.mode == "joint" and args.image_size == 64 and args.recipe == str(recipe)
     assert training_args.learning_rate == 1e-4 and training_args.output_dir == "outputs/relvit-digits"
-    assert model_args.feature == "patch_mean" and model_args.use_position_embeddings
+    assert model_args.feature == "patch_mean" and "classification" in model_args.tasks
     assert views_config.patch_augmentation == "none"
 
 
