@@ -21,6 +21,7 @@ IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 TOLERANCE = 1e-5
+REFERENCES = {"swin": "timm", "t2t_vit": "timm's layers", "alexnet_bn": "plain torch layers"}
 
 
 @dataclass
@@ -56,8 +57,8 @@ class ConvertArguments:
     verify: bool = field(
         default=False,
         metadata={
-            "help": "Compute tokens (of a classifier, logits; of ISL, features) with the result, and with the file's own "
-            "tensors in timm (torchvision); stop if they differ."
+            "help": "Compute tokens (of a classifier, logits; of encoders that are no ViT, features) with the result, and "
+            "with the file's own tensors in timm or torchvision; stop if they differ."
         },
     )
 
@@ -88,15 +89,16 @@ def verify(folder: str, official: dict[str, Tensor], layer_norm_eps: float) -> f
 
 
 @torch.no_grad()
-def verify_features(folder: str, method: Method, checkpoint: str) -> float:
+def verify_features(folder: str, method: Method, checkpoint: str, num_attention_heads: int | None) -> float:
     """
     Compute pooled features twice: with the folder that was written, by `AutoModel`; and with the tensors of the authors'
     file, in an independent implementation.
 
     Args:
         folder (`str`): The folder.
-        method ([`~hf_ssl.models.Method`]): The method; its encoder is no ViT.
+        method ([`~hf_ssl.models.Method`]): The method.
         checkpoint (`str`): The authors' file.
+        num_attention_heads (`int`, *optional*): Heads of the attention, where the checkpoint's sizes do not tell them.
 
     Returns:
         `float`: the largest difference, over the largest value.
@@ -105,7 +107,7 @@ def verify_features(folder: str, method: Method, checkpoint: str) -> float:
     model = AutoModel.from_pretrained(folder)
     size = model.config.image_size
     pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = method.reference_features(checkpoint, pixel_values)
+    expected = method.reference_features(checkpoint, pixel_values, num_attention_heads)
     actual = model(pixel_values).pooler_output.flatten(1)
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
@@ -141,13 +143,12 @@ def main() -> None:
     print(f"{args.output_dir} holds {content}; every tensor was carried over.")
     error = None
     if args.verify:
-        reference = "timm"
-        if method.official_encoder is None:
-            error = verify_features(args.output_dir, method, args.checkpoint)
-            compared, reference = "Features", "torchvision (AlexNet: of plain torch layers)"
+        reference, encoder = "timm", getattr(model.config, "backbone_config", model.config)
+        if encoder.model_type == "vit" and method.official_encoder is not None:
+            error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), encoder.layer_norm_eps)
         else:
-            eps = getattr(model.config, "backbone_config", model.config).layer_norm_eps
-            error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), eps)
+            error = verify_features(args.output_dir, method, args.checkpoint, args.num_attention_heads)
+            compared, reference = "Features", REFERENCES.get(encoder.model_type, "torchvision")
         print(
             f"{compared} of transformers from {args.output_dir} and of {reference} from the file differ by {error:.1e} of "
             "the largest."

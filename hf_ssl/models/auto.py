@@ -41,7 +41,7 @@ class Method:
         backbones (`tuple[str, ...]`, *optional*): Names of the encoders that it trains; ViTs, where it is unset. `timm/NAME`
             stands for those of timm.
         reference_features (`Callable`, *optional*): Official checkpoint and images to what its tensors compute in another
-            implementation: pooled features; of methods that train no ViT.
+            implementation: pooled features; of encoders that are no ViT.
         attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
         eval_crop_ratio (`float`, *optional*): Crop of the authors' evaluation, see [`~hf_ssl.hub.evaluation_processor`].
         eval_crop_ratios (`dict[int, float]`, *optional*): The same by image size, where it differs.
@@ -85,6 +85,7 @@ METHODS: dict[str, Method] = {
         views_config_class=RelViTViewsConfig,
         convert=convert_relvit.convert,
         official_encoder=convert_relvit.official_encoder,
+        reference_features=convert_relvit.reference_features,
         backbone_overrides={"layer_norm_eps": 1e-6},
         backbones=(*VIT_SIZES, *SWIN_SIZES, *T2T_SIZES, "timm/NAME"),
         title="RelViT",

@@ -333,7 +333,11 @@ def test_recipe_with_a_wrong_value(tmp_path, monkeypatch, capsys, line):
 
 @pytest.mark.parametrize(
     ("backbone", "message"),
-    [("vit-huge", "use one of vit-micro, .*timm/NAME"), ("timm/resnet_18", "timm/resnet18"), ("swin-tiny", "--image_size 224")],
+    [
+        ("vit-huge", "use one of vit-micro, .*timm/NAME"),
+        ("timm/resnet_18", "timm/resnet18"),
+        ("swin-tiny", "--image_size 224"),
+    ],
 )
 def test_unknown_backbone(tmp_path, monkeypatch, backbone, message):
     with pytest.raises(ValueError, match=message):

@@ -276,7 +276,7 @@ def _fill_bank(model: ISLForPreTraining, checkpoint: OfficialCheckpoint) -> None
 
 
 @torch.no_grad()
-def reference_features(path: str | Path, pixel_values: Tensor) -> Tensor:
+def reference_features(path: str | Path, pixel_values: Tensor, num_attention_heads: int | None = None) -> Tensor:
     """
     The pooled features that torchvision's ResNet, or a plain sequence of torch's layers, computes with the tensors of an
     official checkpoint, as they stand in the file.
@@ -284,6 +284,7 @@ def reference_features(path: str | Path, pixel_values: Tensor) -> Tensor:
     Args:
         path (`str` or `Path`): The authors' file.
         pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
+        num_attention_heads (`int`, *optional*): These encoders have none; it is ignored.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, feature_size)`.

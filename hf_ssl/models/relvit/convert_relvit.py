@@ -27,6 +27,7 @@ from ..conversion import (
 from .configuration_relvit import RelViTConfig
 from .convert_encoders import SWIN, T2T_VIT, swin_config_from_official, t2t_config_from_official, token_module
 from .modeling_relvit import NUM_RELATIONS, RelViTForPreTraining
+from .reference_relvit import swin_tokens, t2t_tokens
 
 
 _PAIR_HEADS = {"rel_head": "relation_head", "dist_head": "distance_head", "angle_head": "angle_head"}
@@ -250,6 +251,26 @@ def official_encoder(path: str | Path, which: str | None = None) -> dict[str, Te
     return encoder
 
 
+@torch.no_grad()
+def reference_features(path: str | Path, pixel_values: Tensor, num_attention_heads: int | None = None) -> Tensor:
+    """
+    The pooled features that another implementation computes with the tensors of a Swin or a T2T-ViT, as they stand in an
+    official file: the mean of the tokens, or the class token.
+
+    Args:
+        path (`str` or `Path`): The authors' file.
+        pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
+        num_attention_heads (`int`, *optional*): Heads of the attention, where the width does not tell them.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, width)`.
+    """
+    state = under(load_official(path), "backbone.")
+    if _encoder_of(state) is _SWIN:
+        return swin_tokens(state, pixel_values).mean(1)
+    return t2t_tokens(state, num_attention_heads, pixel_values)[:, 0]
+
+
 __all__ = [
     "CheckpointError",
     "config_from_official",
@@ -257,5 +278,6 @@ __all__ = [
     "from_official",
     "load_official",
     "official_encoder",
+    "reference_features",
     "to_official",
 ]
