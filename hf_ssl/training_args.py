@@ -147,6 +147,10 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError("enable_jit_checkpoint is not needed: SIGTERM and Ctrl-C always write a checkpoint here.")
         if self.logging_nan_inf_filter or self.remove_unused_columns:
             raise ValueError("logging_nan_inf_filter and remove_unused_columns have to stay off.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor is not used here: the losses are the models' own. Set --label_smoothing in fine-tuning."
+            )
         if self.hub_strategy != "end":
             raise ValueError(
                 f"hub_strategy={self.hub_strategy!r}: a push in mid-run would put the pretraining model where the encoder "

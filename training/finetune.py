@@ -30,7 +30,7 @@ from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.figures import plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.launch import resume_point, train
-from hf_ssl.models import METHODS, get_method
+from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
     ClassificationConfig,
     ClassificationViews,
@@ -123,15 +123,17 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
         args.image_size = args.image_size or 224
         return build_backbone_config(args, get_method(args.method))
     config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    native = getattr(config, "image_size", None)
-    if args.image_size not in (None, native):
-        if config.model_type != "vit":
-            raise ValueError(
-                f"{args.model} is for images of {native} pixels, and only a ViT can be fine-tuned at another size: set "
-                f"--image_size {native}."
-            )
-        config.image_size = args.image_size
-    args.image_size = getattr(config, "image_size", None) or args.image_size or 224
+    if isinstance(config, SSLConfig):
+        raise ValueError(
+            f"{args.model} holds a whole model of pretraining: set --model to the folder above it, that of the encoder."
+        )
+    native = native_size(config)
+    if config.model_type != "vit" and native is not None and args.image_size not in (None, native):
+        raise ValueError(
+            f"{args.model} is for images of {native} pixels, and only a ViT can be fine-tuned at another size: set "
+            f"--image_size {native}."
+        )
+    args.image_size = config.image_size = args.image_size or native or 224
     for name, value in (
         ("hidden_dropout_prob", args.dropout),
         ("attention_probs_dropout_prob", args.attention_dropout),
@@ -143,14 +145,24 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
     return config
 
 
+def native_size(config: Any) -> int | None:
+    """Side of the images that an encoder was pretrained on, if its configuration tells."""
+    of_timm: Any = getattr(config, "pretrained_cfg", None) or {}
+    return getattr(config, "image_size", None) or next(iter(of_timm.get("input_size", ())[-1:]), None)
+
+
 def with_statistics(views: ClassificationViewsConfig, model: str) -> ClassificationViewsConfig:
     """Mean and standard deviation of the pixels are those of the encoder's own processor, if nothing else is asked for."""
     if views.image_mean is not None and views.image_std is not None:
         return views
     found: Any = IMAGENET
     if model != "none":
-        processor = AutoImageProcessor.from_pretrained(model)
-        found = {name: getattr(processor, name, IMAGENET[name]) for name in IMAGENET}
+        processor: Any = AutoImageProcessor.from_pretrained(model)
+        of_timm = getattr(processor, "data_config", {})
+        found = {
+            name: getattr(processor, name, None) or of_timm.get(name.removeprefix("image_")) or values
+            for name, values in IMAGENET.items()
+        }
     return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
 
 
@@ -169,12 +181,16 @@ def split(args: FinetuneArguments, data: ImageData, seed: int) -> tuple[Dataset,
     return data.train.select(rest), data.train.select(sorted(held_out)), data.test
 
 
-def evaluate_only(args: FinetuneArguments, output_dir: str, test: Dataset, batch_size: int) -> None:
+def evaluate_only(args: FinetuneArguments, training_args: SSLTrainingArguments, test: Dataset) -> None:
     """`--do_train false`: measure the classifier that an earlier run left in the output folder."""
+    output_dir = str(training_args.output_dir)
     if not (Path(output_dir) / "config.json").is_file():
         raise FileNotFoundError(f"There is no classifier in {output_dir}. Train first, or set --output_dir.")
-    model = AutoModelForImageClassification.from_pretrained(output_dir)
-    monitor = AccuracyMonitor(AutoImageProcessor.from_pretrained(output_dir), make_source(test), batch_size)
+    model = AutoModelForImageClassification.from_pretrained(output_dir, trust_remote_code=args.trust_remote_code)
+    processor = AutoImageProcessor.from_pretrained(output_dir)
+    batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
+    monitor = AccuracyMonitor(processor, make_source(test), batch_size, num_workers)
+    model.to(training_args.device)
     results = {**monitor(model), "num_test_images": len(test)}
     write_results(output_dir, results, update=True)
     print(json.dumps(results, indent=2))
@@ -225,9 +241,8 @@ def main() -> None:
         skip_bad_images=args.skip_bad_images,
     )
     train_images, selecting, test_images = split(args, data, training_args.seed)
-    batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     if not training_args.do_train:
-        return evaluate_only(args, training_args.output_dir, test_images or selecting, batch_size)
+        return evaluate_only(args, training_args, test_images or selecting)
 
     if args.model is None:
         raise ValueError("Which encoder? Set --model to a folder or an id of the Hub, or to none for random weights.")
@@ -240,7 +255,10 @@ def main() -> None:
     processor = evaluation_processor(
         args.image_size, views_config.image_mean, views_config.image_std, args.eval_crop_ratio
     )
+    batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     monitor = AccuracyMonitor(processor, make_source(selecting), batch_size, num_workers)
+    if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
+        training_args.metric_for_best_model, training_args.greater_is_better = "finetune_top1", True
     set_seed(training_args.seed)
     model = ClassifierForTraining(config)
     if args.model != "none":

@@ -96,11 +96,14 @@ def build_monitor(
     )
 
 
-def build_validation(args: PretrainArguments, processor: Any, data: ImageData, views: Any) -> LossMonitor | None:
+def build_validation(
+    args: PretrainArguments, processor: Any, data: ImageData, views: Any, num_workers: int
+) -> LossMonitor | None:
     """What measures the method's own losses on test images, if there are any, and the method can be asked."""
     if data.test is None or not args.validation_samples or not hasattr(views, "validation_inputs"):
         return None
-    return LossMonitor(processor, evenly_spaced(make_source(data.test), args.validation_samples), views)
+    images = evenly_spaced(make_source(data.test), args.validation_samples)
+    return LossMonitor(processor, images, views, num_workers=num_workers)
 
 
 def published(args: PretrainArguments) -> str | None:
@@ -190,13 +193,18 @@ def for_the_end(args: PretrainArguments, monitor: KNNMonitor, recompute: bool) -
 
 
 def evaluate_only(
-    args: PretrainArguments, output_dir: str, monitor: KNNMonitor, validation: LossMonitor | None, source: Any
+    args: PretrainArguments,
+    training_args: SSLTrainingArguments,
+    monitor: KNNMonitor,
+    validation: LossMonitor | None,
+    source: Any,
 ) -> None:
     """
     `--do_train false`: measure the model that an earlier run left in the output folder; what it holds of its training images
     is only used with these images.
     """
-    folder = Path(output_dir) / "pretraining"
+    output_dir = Path(str(training_args.output_dir))
+    folder = output_dir / "pretraining"
     for_the_end(args, monitor, args.recompute)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -205,6 +213,7 @@ def evaluate_only(
     monitor.processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForPreTraining.from_pretrained(folder)
     model.load_state(folder)
+    model.to(training_args.device)
     held = model.held_features() if monitor.projected and not monitor.recompute else None
     is_of_others = model.held_fingerprint is not None and model.held_fingerprint != source.fingerprint()
     if held is not None and (len(held) != len(source) or is_of_others):
@@ -273,10 +282,11 @@ def main() -> None:
     mean, std = views_config.image_mean, views_config.image_std
     crop_ratio = method.crop_ratio(args.image_size, args.eval_crop_ratio)
     processor = evaluation_processor(args.image_size, mean, std, crop_ratio, method.eval_interpolation)
-    monitor = build_monitor(args, processor, data, source, training_args.dataloader_num_workers)
-    validation = build_validation(args, processor, data, views)
+    num_workers = training_args.dataloader_num_workers
+    monitor = build_monitor(args, processor, data, source, num_workers)
+    validation = build_validation(args, processor, data, views, num_workers)
     if not training_args.do_train:
-        return evaluate_only(args, training_args.output_dir, monitor, validation, source)
+        return evaluate_only(args, training_args, monitor, validation, source)
 
     check_plateau(args, training_args, data)
     choose_best_by(training_args, config, validation)

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from ..arguments import dataset_name
-from ..backbones import describe_encoder
+from ..backbones import ENCODERS, describe_encoder
 from ..data import ImageData
 from ..models import get_method
 from ..trainer import SSLTrainer
@@ -67,13 +67,13 @@ def write_classifier_card(
     content = template.render(
         name=name,
         metadata=metadata.to_yaml().strip(),
-        encoder=describe_encoder(config.backbone_config),
+        encoder=_describe(config.backbone_config),
         num_classes=config.num_labels,
         origin=origin,
         location=trainer.hub_model_id or "path/to/this/folder",
         trust=", trust_remote_code=True" if needs_remote_code(config.backbone_config) else "",
         dataset=dataset,
-        image_size=getattr(config.backbone_config, "image_size", "their"),
+        image_size=config.backbone_config.image_size,
         hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         results=results,
         training={
@@ -94,6 +94,13 @@ def write_classifier_card(
         citation=method.citation if is_pretrained else None,
     )
     ModelCard(content).save(trainer.output_dir / "README.md")
+
+
+def _describe(config: Any) -> str:
+    """An encoder in words; of those that no method here trains, the type."""
+    if config.model_type in ("vit", "swin", *ENCODERS):
+        return describe_encoder(config)
+    return f"An encoder of type {config.model_type} for {config.image_size}-pixel images"
 
 
 def _hub_id(model: str) -> str | None:

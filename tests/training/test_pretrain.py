@@ -48,7 +48,9 @@ def digits_run(tmp_path_factory):
 def test_layout(digits_run):
     files = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
     wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
-    wanted |= {"trainer_state.json"} | {f"figures/{name}.png" for name in ("curves", "filters", "neighbors", "similarities")}
+    wanted |= {"trainer_state.json"} | {
+        f"figures/{name}.png" for name in ("curves", "filters", "neighbors", "similarities")
+    }
     wanted |= {f"pretraining/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
     wanted |= {"pretraining/views.json"}
     assert wanted <= files

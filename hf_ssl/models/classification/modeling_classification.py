@@ -1,7 +1,7 @@
 """A classifier in training: an encoder and a linear layer, and the cross-entropy of its answers."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     SwinForImageClassification,
     SwinModel,
@@ -17,12 +18,33 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ...backbones import SwinTrunk, ViTTrunk, fill_from, interpolate_positions
+from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, fill_from, interpolate_positions
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
+from ..batch_norm import synchronize_batch_norm
 from .configuration_classification import ClassificationConfig
 
 
 logger = logging.get_logger(__name__)
+
+
+def make_classifier(config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    The classifier that transformers has of an encoder, to be trained: it begins as the encoder does in pretraining, and its
+    batch norms are those of all processes.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the encoder, with `num_labels`.
+
+    Returns:
+        `PreTrainedModel`.
+    """
+    config._attn_implementation = None  # that of the class, which may have none
+    classifier: Any = AutoModelForImageClassification.from_config(config)
+    if config.model_type == "timm_wrapper" and classifier.device.type != "meta":
+        encoder: Any = ENCODERS["timm_wrapper"](config)
+        classifier.timm_model.load_state_dict(encoder.timm_model.state_dict(), strict=False)
+    synchronize_batch_norm(classifier)
+    return classifier  # type: ignore[no-any-return]
 
 
 class ClassifierForTraining(SSLPreTrainedModel):
@@ -47,7 +69,7 @@ class ClassifierForTraining(SSLPreTrainedModel):
             self.student = SwinTrunk(backbone_config, config.drop_path_rate)
         else:
             backbone_config.num_labels = config.num_labels
-            self.student = AutoModelForImageClassification.from_config(backbone_config)
+            self.student = make_classifier(backbone_config)
         if isinstance(self.student, ViTTrunk | SwinTrunk):
             self.classifier = nn.Linear(backbone_config.hidden_size, config.num_labels or 0)
         self.post_init()
@@ -75,6 +97,13 @@ class ClassifierForTraining(SSLPreTrainedModel):
             self.requires_grad_(False)
             self.head.requires_grad_(True)
 
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in eval mode: the statistics of its batch norms are a part of it."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.student.eval()
+        return self
+
     def load_encoder(self, folder: str | Path, **kwargs: Any) -> None:
         """
         Take the weights of a pretrained encoder; the classifier stays as it is initialized.
@@ -85,18 +114,34 @@ class ClassifierForTraining(SSLPreTrainedModel):
         Args:
             folder (`str` or `Path`): What `AutoModel.from_pretrained` loads: a folder, or an id of the Hub.
             kwargs: Other arguments of `from_pretrained`, such as `revision` or `trust_remote_code`.
+
+        Raises:
+            `ValueError`: the folder holds another encoder than that of the configuration, or not all of it.
         """
-        encoder = AutoModel.from_pretrained(folder, **kwargs)
+        encoder, info = AutoModel.from_pretrained(folder, output_loading_info=True, **kwargs)
+        kind, expected = encoder.config.model_type, self.config.backbone_config.model_type
+        if kind != expected:
+            raise ValueError(
+                f"{folder} holds an encoder of type {kind}, and this classifier has one of type {expected}."
+            )
         target: Any = self.student if self.classifier is not None else self.student.base_model
         source = getattr(encoder, "timm_model", encoder)  # timm's models are wrapped
-        weights = {n: t for n, t in source.state_dict().items() if not n.startswith("pooler.")}
+        names = target.state_dict().keys()
+        weights = {n: t for n, t in source.state_dict().items() if n in names or not n.startswith("pooler.")}
+        absent = sorted(weights.keys() & {name.removeprefix("timm_model.") for name in info["missing_keys"]})
+        if absent:
+            raise ValueError(f"{folder} does not hold all of its encoder; {', '.join(absent[:3])} are missing.")
         if isinstance(self.student, ViTTrunk):
             self._adapt_positions(weights)
-        missing, unexpected = target.load_state_dict(weights, strict=False)
+        try:
+            missing, unexpected = target.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"{folder} holds an encoder of other sizes than this classifier's. {error}") from error
         of_head = {name for name, p in target.named_parameters() if p is self.head.weight or p is self.head.bias}
-        if unexpected or set(missing) - of_head - {"embeddings.position_embeddings"}:
+        others = [*unexpected, *(set(missing) - of_head - {"embeddings.position_embeddings"})]
+        if others:
             raise ValueError(
-                f"{folder} does not fit a {type(encoder).__name__} of its own configuration: {(missing + unexpected)[:3]}."
+                f"{folder} holds another encoder than this classifier's: {', '.join(sorted(others)[:3])}."
             )
 
     def _adapt_positions(self, weights: dict[str, Tensor]) -> None:
@@ -110,7 +155,7 @@ class ClassifierForTraining(SSLPreTrainedModel):
         weights[name] = interpolate_positions(table, (side, side))
 
     def step_inputs(self, step: Step) -> dict[str, Tensor]:
-        if not self.config.drop_path_rate:
+        if not self.config.drop_path_rate or self.config.freeze_encoder:
             return {}
         rates: Any = self.student.drop_path_rates
         return {"drop_path_keep": drop_path_keep(step.samples, rates)}

@@ -3,6 +3,7 @@ tokens of T2T-ViT. `--verify` compares with it."""
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .convert_encoders import swin_config_from_official, t2t_config_from_official
+
+
+_NORM: Any = partial(nn.LayerNorm, eps=1e-5)
 
 
 def swin_tokens(state: Mapping[str, Tensor], pixel_values: Tensor) -> Tensor:
@@ -34,7 +38,7 @@ def swin_tokens(state: Mapping[str, Tensor], pixel_values: Tensor) -> Tensor:
         num_heads=tuple(config.num_heads),
         window_size=config.window_size,
         mlp_ratio=config.mlp_ratio,
-        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+        norm_layer=_NORM,
     )
     weights = {name: tensor.float() for name, tensor in state.items() if not name.startswith("head.")}
     model.load_state_dict(checkpoint_filter_fn(weights, model), strict=True)
@@ -67,13 +71,14 @@ def t2t_tokens(state: Mapping[str, Tensor], num_attention_heads: int | None, pix
             x = x.mT.unflatten(2, (side, side))
     x = _linear(state, "tokens_to_token.project", x)
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + state["pos_embed"]
-    norm = partial(nn.LayerNorm, eps=1e-5)
     for i in range(config.num_hidden_layers):
         block = Block(
-            config.hidden_size, config.num_attention_heads, config.mlp_ratio, qkv_bias=False, norm_layer=norm
+            config.hidden_size, config.num_attention_heads, config.mlp_ratio, qkv_bias=False, norm_layer=_NORM
         ).eval()
         prefix = f"blocks.{i}."
-        block.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, strict=True)
+        block.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}, strict=True
+        )
         x = block(x)
     return _norm(state, "norm", x)
 
