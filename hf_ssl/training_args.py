@@ -149,7 +149,7 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError("logging_nan_inf_filter and remove_unused_columns have to stay off.")
         if self.label_smoothing_factor:
             raise ValueError(
-                "label_smoothing_factor is not used here: the losses are the models' own. Set --label_smoothing in fine-tuning."
+                "label_smoothing_factor is not used: the losses are the models' own. Set --label_smoothing in fine-tuning."
             )
         if self.hub_strategy != "end":
             raise ValueError(
