@@ -6,9 +6,19 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
+from sklearn.decomposition import PCA
 
 from hf_ssl import figures
-from hf_ssl.figures import plot_curves, plot_neighbors, plot_rounds, plot_similarities, plot_views
+from hf_ssl.figures import (
+    plot_curves,
+    plot_neighbors,
+    plot_patch_filters,
+    plot_position_similarity,
+    plot_rounds,
+    plot_similarities,
+    plot_views,
+)
+from hf_ssl.figures.vit import filter_components
 
 
 def log_history():
@@ -334,6 +344,8 @@ def test_no_pyplot_state_is_touched(tmp_path, monkeypatch):
     figures.plot_neighbors(tmp_path / "neighbors.png", **neighbors_task())
     figures.plot_similarities(tmp_path / "similarities.png", **similarities_task([[0.5]]))
     figures.plot_views(tmp_path / "views.png", **views_task())
+    figures.plot_position_similarity(torch.randn(1, 5, 8), tmp_path / "positions.png")
+    figures.plot_patch_filters(torch.randn(8, 3, 2, 2), tmp_path / "filters.png")
 
 
 def rounds_log():
@@ -368,3 +380,78 @@ def _recorder(method, calls):
 def test_no_rounds(tmp_path):
     with pytest.raises(ValueError, match="No round was ended"):
         plot_rounds([], [], tmp_path / "rounds.png")
+
+
+def record_images(monkeypatch):
+    """What is drawn as an image, and how."""
+    calls = []
+    imshow = Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda self, x, **kw: calls.append((x, kw)) or imshow(self, x, **kw))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("side", "shown"), [(1, [0]), (4, [0, 1, 2, 3]), (8, range(8)), (9, range(0, 9, 2)), (16, range(0, 16, 2))]
+)
+def test_position_similarity(tmp_path, monkeypatch, side, shown):
+    """A map of the grid for each place; of a grid of more than eight, for every so many."""
+    drawn = record_images(monkeypatch)
+    table = torch.randn(1, 1 + side * side, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    table = table * torch.linspace(0.1, 3, 1 + side * side)[:, None]
+    plot_position_similarity(table, tmp_path / "figures" / "positions.png")
+    vectors = table.detach()[0, 1:].double().numpy()
+    lengths = np.linalg.norm(vectors, axis=1)
+    maps = [image for image, kw in drawn if kw.get("cmap") == "viridis"]
+    assert len(maps) == len(shown) ** 2
+    for (row, column), image in zip(((r, c) for r in shown for c in shown), maps, strict=True):
+        place = row * side + column
+        expected = vectors @ vectors[place] / (lengths * lengths[place])
+        np.testing.assert_allclose(image, expected.reshape(side, side), atol=1e-5)
+        assert image[row, column] == pytest.approx(1)
+    assert all((kw["vmin"], kw["vmax"]) == (-1, 1) for _, kw in drawn if kw.get("cmap") == "viridis")
+    image = pixels(tmp_path / "figures" / "positions.png")
+    assert image.shape[1] == pytest.approx(7.4 * INCH, abs=1)
+    assert near(image, (0xFD, 0xE7, 0x25)).sum() > 10, "a place is like itself"
+
+
+def test_positions_of_no_square(tmp_path):
+    for count in (2, 12, 24):
+        with pytest.raises(ValueError, match=f"has {count} patches, which make no square"):
+            plot_position_similarity(torch.randn(1, 1 + count, 8), tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "dim", "count"), [(4, 64, 28), (2, 64, 12), (1, 64, 3), (4, 16, 16), (16, 96, 28)]
+)
+def test_filter_components(patch_size, dim, count):
+    """The principal components of scikit-learn, but for the sign; of small patches there are fewer."""
+    weight = torch.randn(dim, 3, patch_size, patch_size, generator=torch.Generator().manual_seed(0)) + 0.5
+    weight = (weight * torch.linspace(0.2, 3, patch_size)).requires_grad_()
+    components = filter_components(weight)
+    assert components.shape == (count, 3, patch_size, patch_size) and not components.requires_grad
+    expected = PCA(count, svd_solver="full").fit(weight.detach().double().flatten(1).numpy())
+    actual = components.flatten(1).double().numpy()
+    distinct = expected.singular_values_ > 1e-6  # after as many as there are filters, nothing is left
+    assert distinct.sum() == min(count, dim - 1)
+    cosines = (actual * expected.components_).sum(1)[distinct]
+    np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-4)
+
+
+def test_patch_filters(tmp_path, monkeypatch):
+    """Each from black to white, in rows of seven."""
+    drawn = record_images(monkeypatch)
+    heights = []
+    for patch_size, count in ((4, 28), (2, 12), (1, 3)):
+        drawn.clear()
+        weight = torch.randn(48, 3, patch_size, patch_size, generator=torch.Generator().manual_seed(0))
+        plot_patch_filters(weight.requires_grad_(), tmp_path / "filters.png")
+        assert len(drawn) == count
+        for (image, _), component in zip(drawn, filter_components(weight), strict=True):
+            assert image.shape == (patch_size, patch_size, 3) and image.min() == 0 and image.max() == 1
+            values, others = image.transpose(2, 0, 1).ravel(), component.numpy().ravel()
+            assert np.corrcoef(values, others)[0, 1] == pytest.approx(1, abs=1e-5)
+        heights.append(len(pixels(tmp_path / "filters.png")))
+    assert heights == pytest.approx([(0.5 + 1.05 * rows) * INCH for rows in (4, 2, 1)], abs=1)
+    plot_patch_filters(torch.zeros(8, 3, 2, 2), tmp_path / "zeros.png")
+    assert (tmp_path / "zeros.png").is_file()

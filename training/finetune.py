@@ -29,6 +29,7 @@ from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.figures import plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
+from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.launch import resume_point, train
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
@@ -122,7 +123,10 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
     if args.model == "none":
         args.image_size = args.image_size or 224
         return build_backbone_config(args, get_method(args.method))
-    config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"There is no encoder to be loaded from --model {args.model}. {error}") from error
     if isinstance(config, SSLConfig):
         raise ValueError(
             f"{args.model} holds a whole model of pretraining: set --model to the folder above it, that of the encoder."
@@ -147,8 +151,8 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
 
 def native_size(config: Any) -> int | None:
     """Side of the images that an encoder was pretrained on, if its configuration tells."""
-    of_timm: Any = getattr(config, "pretrained_cfg", None) or {}
-    return getattr(config, "image_size", None) or next(iter(of_timm.get("input_size", ())[-1:]), None)
+    of_timm = getattr(config, "pretrained_cfg", None) or {"input_size": [None]}
+    return getattr(config, "image_size", None) or of_timm["input_size"][-1]
 
 
 def with_statistics(views: ClassificationViewsConfig, model: str) -> ClassificationViewsConfig:
@@ -220,14 +224,18 @@ def finish(
     write_results(output_dir, results)
     trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
     history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in history]
+    if not any("finetune_top1" in log for log in history):  # nothing was measured before the end
+        history.append({"step": trainer.state.global_step, "finetune_top1": results["finetune_top1"]})
     terms = [name for name in ("loss", "finetune_top1") if any(name in log for log in history)]
     plot_curves(history, output_dir / "figures" / "curves.png", terms=terms)
     write_classifier_card(trainer, vars(args), data, results)
     chosen = f"the best of all epochs by {selection['selected_by']}" if selection["selected_by"] else "at the end"
+    trust = ", trust_remote_code=True" if needs_remote_code(trainer.model.config.backbone_config) else ""
     print(
         f"\nTop-1 accuracy: {results['finetune_top1']:.2f} % on {results['num_test_images']:,} {results['split']} images, "
         f"{chosen}.\n{output_dir} holds the classifier:\n\n"
-        f'    from transformers import pipeline\n    classify = pipeline("image-classification", model="{output_dir}")\n'
+        "    from transformers import pipeline\n"
+        f'    classify = pipeline("image-classification", model="{output_dir}"{trust})\n'
     )
 
 

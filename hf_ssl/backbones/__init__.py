@@ -5,7 +5,7 @@ from .filling import fill_from
 from .published import ENCODERS, describe_encoder, feature_size, publish
 from .swin import SWIN_SIZES, SwinTrunk, check_swin_config, publish_swin, swin_config
 from .t2t_vit import T2T_SIZES, t2t_vit_config
-from .timm_encoders import TIMM_PREFIX, timm_config
+from .timm_encoders import TIMM_PREFIX, TimmEncoder, timm_config
 from .vit import (
     VIT_SIZES,
     ViTTrunk,
@@ -25,6 +25,7 @@ __all__ = [
     "TIMM_PREFIX",
     "VIT_SIZES",
     "SwinTrunk",
+    "TimmEncoder",
     "ViTTrunk",
     "check_swin_config",
     "check_vit_config",

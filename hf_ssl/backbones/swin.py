@@ -53,10 +53,18 @@ def check_swin_config(config: SwinConfig) -> None:
     Raise `ValueError` unless this is a Swin for square images that its windows divide in every stage, as the original asks
     for. (transformers pads instead, and its windows shrink with the image.)
     """
-    for name in ("image_size", "patch_size"):
+    for name in ("image_size", "patch_size", "window_size"):
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"backbone_config.{name}={size} must be one positive whole number: images are square.")
+    depths, heads = config.depths, config.num_heads
+    if not depths or min(depths) < 1:
+        raise ValueError(f"backbone_config.depths={depths} must name the layers of each stage, at least one.")
+    if len(heads) != len(depths) or any(n < 1 or config.embed_dim * 2**i % n for i, n in enumerate(heads)):
+        raise ValueError(
+            f"backbone_config.num_heads={heads} must hold, for each of the {len(depths)} stages, a divisor of its width: the "
+            f"first is {config.embed_dim} wide, and each later one twice as wide as the one before."
+        )
     unit = config.patch_size * config.window_size * 2 ** (len(config.depths) - 1)  # type: ignore[operator]
     if config.image_size % unit:  # type: ignore[operator]
         raise ValueError(

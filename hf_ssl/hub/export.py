@@ -1,6 +1,7 @@
 """What a run or a conversion leaves behind: a folder that is ready for the Hub."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,12 +75,15 @@ def timm_transform(processor: Any) -> dict[str, Any]:
     """
     crop, size = processor.crop_size, processor.size
     side = crop["height"] if processor.do_center_crop else size["height"]
+    ratio = side / size["shortest_edge"] if processor.do_center_crop else 1.0
+    if processor.do_center_crop and int(side / ratio) < size["shortest_edge"]:  # timm divides, and rounds down
+        ratio = math.nextafter(ratio, 0.0)
     return {
         "input_size": [3, side, side],
         "mean": list(processor.image_mean),
         "std": list(processor.image_std),
         "interpolation": PILImageResampling(processor.resample).name.lower(),
-        "crop_pct": side / size["shortest_edge"] if processor.do_center_crop else 1.0,
+        "crop_pct": ratio,
         "crop_mode": "center" if processor.do_center_crop else "squash",
     }
 
@@ -96,9 +100,12 @@ def save_published(model: PreTrainedModel, processor: BaseImageProcessor, folder
     state_dict = None
     if isinstance(model, TimmWrapperPreTrainedModel):
         num_classes = model.config.num_labels
-        model.config.pretrained_cfg = timm_transform(processor) | {"num_classes": num_classes}
-        model.config.label_names = list((model.config.id2label or {}).values()) if num_classes else []
         timm_model: Any = model.timm_model
+        # What timm looks up to change the channels or the classes.
+        layers = {name: timm_model.pretrained_cfg.get(name) for name in ("first_conv", "classifier")}
+        model.config.pretrained_cfg = layers | timm_transform(processor) | {"num_classes": num_classes}
+        model.config.label_names = list((model.config.id2label or {}).values()) if num_classes else []
+        model.config.model_args = model.config.model_args or {}  # timm stops at null
         state_dict = timm_model.state_dict()
     model.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)

@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 import torch
-from transformers import ViTConfig
+from transformers import SwinConfig, TimmWrapperConfig, ViTConfig
 
 from hf_ssl import (
     APSConfig,
@@ -19,6 +19,7 @@ from hf_ssl import (
     RelViTForPreTraining,
 )
 from hf_ssl.backbones.modeling_cifar_resnet import CifarResNetConfig
+from hf_ssl.backbones.modeling_t2t_vit import T2TViTConfig
 from hf_ssl.data import TensorSource
 from hf_ssl.models.aps import APSViews, APSViewsConfig
 from hf_ssl.models.isl import ISLViews, ISLViewsConfig
@@ -54,6 +55,34 @@ def make_model(**overrides: Any) -> RelViTForPreTraining:
     """RelViT on our trunk, with stochastic depth."""
     torch.manual_seed(0)
     return RelViTForPreTraining(RelViTConfig(backbone_config=make_backbone(), **{"drop_path_rate": 0.2, **overrides}))
+
+
+def make_swin(**overrides: Any) -> RelViTForPreTraining:
+    """RelViT with a Swin, whose windows are shifted in both of its stages, and with stochastic depth."""
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 2}
+    backbone = SwinConfig(**sizes, image_size=16)
+    return RelViTForPreTraining(RelViTConfig(backbone_config=backbone, **{"drop_path_rate": 0.2, **overrides}))
+
+
+def make_t2t(dropout: float = 0.1, **overrides: Any) -> RelViTForPreTraining:
+    """RelViT with a T2T-ViT, and with the dropout of its performers."""
+    torch.manual_seed(0)
+    sizes = {"token_dim": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone = T2TViTConfig(**sizes, image_size=64, token_dropout=dropout)
+    return RelViTForPreTraining(RelViTConfig(backbone_config=backbone, **overrides))
+
+
+def make_timm(**overrides: Any) -> RelViTForPreTraining:
+    """RelViT with a vision transformer of timm that has no class token; its pooling is not trained."""
+    torch.manual_seed(0)
+    model_args = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "reg_tokens": 0}
+    backbone = TimmWrapperConfig(
+        architecture="vit_little_patch16_reg4_gap_256",
+        model_args=model_args,
+        **{"image_size": 16, "patch_size": 4, "num_features": 24, "num_prefix_tokens": 0, "num_labels": 0},
+    )
+    return RelViTForPreTraining(RelViTConfig(backbone_config=backbone, **overrides))
 
 
 def make_toy(dropout: float = 0.1, **overrides: Any) -> ToyForPreTraining:

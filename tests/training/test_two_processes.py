@@ -11,16 +11,28 @@ from hf_ssl.evaluation import KNNMonitor
 from hf_ssl.hub import evaluation_processor
 
 from ..processes import run_ranks
-from .common import IMAGES, make_aps, make_isl, make_model, make_patchmix, make_pw_self, make_toy, make_trainer
+from .common import (
+    IMAGES,
+    make_aps,
+    make_isl,
+    make_model,
+    make_patchmix,
+    make_pw_self,
+    make_swin,
+    make_t2t,
+    make_timm,
+    make_toy,
+    make_trainer,
+)
 
 
 SETTINGS = {"max_steps": 8, "optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 1.0}
 
 
-def make_monitor() -> KNNMonitor:
+def make_monitor(image_size: int) -> KNNMonitor:
     labels = torch.arange(len(IMAGES)) % 4
     bank, queries = TensorSource(IMAGES[:25], labels[:25]), TensorSource(IMAGES[25:], labels[25:])
-    return KNNMonitor(evaluation_processor(16, [0.5] * 3, [0.5] * 3), bank, queries, num_classes=4, k=5)
+    return KNNMonitor(evaluation_processor(image_size, [0.5] * 3, [0.5] * 3), bank, queries, num_classes=4, k=5)
 
 
 def train(folder: str, kind: str, **args: Any) -> dict[str, Any]:
@@ -31,11 +43,17 @@ def train(folder: str, kind: str, **args: Any) -> dict[str, Any]:
         model = make_aps()
     elif kind == "isl":
         model = make_isl()
+    elif kind == "swin":
+        model = make_swin()
+    elif kind == "timm":
+        model = make_timm()
+    elif kind == "t2t":  # without dropout, which differs between processes
+        model = make_t2t(dropout=0.0)
     elif kind == "pw_self":  # with crops of each image: those of a batch are drawn by each process
         model = make_pw_self(geometry="sample")
     else:
         model = make_model() if kind == "relvit" else make_toy(dropout=0.0, contrastive=kind == "contrastive")
-    monitor = make_monitor()
+    monitor = make_monitor(model.config.backbone_config.image_size)
     trainer = make_trainer(folder, model, monitor, eval_strategy="steps", eval_steps=4, **{**SETTINGS, **args})
     trainer.train()
     result = {
@@ -67,7 +85,7 @@ def assert_equal_runs(first: dict[str, Any], second: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["relvit", "contrastive", "patchmix", "aps", "pw_self", "isl"])
+@pytest.mark.parametrize("kind", ["relvit", "swin", "t2t", "timm", "contrastive", "patchmix", "aps", "pw_self", "isl"])
 def test_two_processes_equal_one(tmp_path, kind):
     """Stochastic depth is drawn for each image, batch statistics and negatives come from all processes."""
     one = train(str(tmp_path / "one"), kind, per_device_train_batch_size=8)

@@ -128,8 +128,8 @@ class RelViTConfig(SSLConfig):
             )
         elif getattr(config, "patch_size", None) is None:
             raise ValueError(
-                f"timm's {config.architecture} computes no grid of tokens in a row, which RelViT relates to each other: use "
-                "a plain vision transformer, such as timm/vit_tiny_patch16_224."
+                f"timm's {config.architecture} computes no grid of tokens in a row that covers the whole image, and RelViT "
+                "relates those: use a vision transformer such as timm/vit_tiny_patch16_224, and images of whole patches."
             )
         if config.model_type != "vit":
             self._check_only_with_a_vit(config.model_type)

@@ -189,9 +189,13 @@ def swin_config_from_official(state: Mapping[str, Tensor]) -> SwinConfig:
     depths = [sum(stage == i for stage, _ in layers) for i in range(len({stage for stage, _ in layers}))]
     tables = [state[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(len(depths))]
     window = (round(len(tables[0]) ** 0.5) + 1) // 2
-    # Every other layer of the first stage has a mask for each of its windows, unless one window is the whole image.
-    mask = state.get("layers.0.blocks.1.attn_mask")
-    side = window if mask is None else round((len(mask) * mask.shape[1]) ** 0.5)
+    # Every other layer of a stage has a mask for each of its windows, unless one window is the whole image.
+    sides = [
+        round((len(mask) * mask.shape[1]) ** 0.5) * 2 ** int(match[1])
+        for name, mask in state.items()
+        if (match := re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn_mask", name))
+    ]
+    side = sides[0] if sides else window * 2 ** (len(depths) - 1)
     return SwinConfig(
         image_size=side * patch_size,
         patch_size=patch_size,

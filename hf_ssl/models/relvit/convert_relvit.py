@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,15 +190,20 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     heads = {"relations": "rel_head", "positions": "abs_pos_head", "distances": "dist_head", "angles": "angle_head"}
     tasks = [task for task, head in heads.items() if any(name.startswith(f"{head}.") for name in state)]
     is_joint = "clf_head.weight" in state
-    config = RelViTConfig(
-        backbone_config=backbone_config,
-        tasks=(["classification"] if is_joint else []) + tasks,
-        drop_path_rate=encoder.drop_path_rate,
-    )
+    fields: dict[str, Any] = {
+        "backbone_config": backbone_config,
+        "tasks": (["classification"] if is_joint else []) + tasks,
+        "drop_path_rate": encoder.drop_path_rate,
+    }
+    config = RelViTConfig(**fields)
+    if "positions" in tasks and (places := len(state["abs_pos_head.weight"])) != config.grid_size**2:
+        if encoder is not _VIT:
+            raise CheckpointError(
+                f"`abs_pos_head` tells {places} places, but the encoder's images have {config.grid_size**2} patches."
+            )
+        config = RelViTConfig(**fields, mega_patches=round(places**0.5))
     if is_joint:
         config.num_labels = len(state[f"{encoder.classifier}.weight"])
-    if "positions" in tasks and len(state["abs_pos_head.weight"]) != config.grid_size**2:
-        config.mega_patches = round(len(state["abs_pos_head.weight"]) ** 0.5)
     return config
 
 

@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, feature_size, publish, publish_swin, publish_vit
+from ...backbones import (
+    ENCODERS,
+    SwinTrunk,
+    TimmEncoder,
+    ViTTrunk,
+    feature_size,
+    publish,
+    publish_swin,
+    publish_vit,
+)
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
 from .configuration_relvit import RelViTConfig
 
@@ -180,14 +189,26 @@ class RelViTForPreTraining(SSLPreTrainedModel):
             init_encoder_weights(module)
 
     def _is_in_a_head(self, module: nn.Module) -> bool:
+        # A Swin's class head is its own in the authors' code, and begins as its other layers do.
+        encoder = ("student", "classifier") if isinstance(self.student, SwinTrunk) else ("student",)
         return any(
-            module is part for name, head in self.named_children() if name != "student" for part in head.modules()
+            module is part for name, head in self.named_children() if name not in encoder for part in head.modules()
         )
 
     def freeze(self) -> None:
-        """Freeze the position table where positions are off: it gets no gradient, and DDP would wait for one."""
+        """Freeze what gets no gradient, for which DDP would wait: the position table where positions are off, the pooling of
+        timm's encoders where nothing is classified."""
         if isinstance(self.student, ViTTrunk):
             self.student.embeddings.position_embeddings.requires_grad_(self.student.use_position_embeddings)
+        elif isinstance(self.student, TimmEncoder) and self.classifier is None:
+            for parameter in self.student.pooling_parameters():
+                parameter.requires_grad_(False)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        if isinstance(self.student, TimmEncoder):  # whose layers are not those of transformers
+            self.student._set_gradient_checkpointing(enable)
+        else:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def step_inputs(self, step: Step) -> dict[str, Tensor]:
         if not self.config.drop_path_rate:

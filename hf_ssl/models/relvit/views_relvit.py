@@ -276,11 +276,10 @@ class RelViTViews:
         self.with_labels = "classification" in model_config.tasks
         self.operations = parse_patch_augmentation(config.patch_augmentation)
         self.view = View(size=self.image_size, crop=config.image_augmentation)
-        leaks = model_config.use_position_embeddings and {"relations", "positions"} & set(model_config.tasks)
-        if leaks and not self.with_labels and not config.shuffle_patches:
+        if model_config.use_position_embeddings and not self.with_labels and not config.shuffle_patches:
             logger.warning(
-                "The encoder knows where a patch lies by its position embeddings, so that relations and positions can be "
-                "told without a look at the image: consider --shuffle_patches true. (The authors' code does not shuffle.)"
+                "The encoder knows where a patch lies by its position embeddings, so that what is asked of it can be told "
+                "without a look at the image: consider --shuffle_patches true. (The authors' code does not shuffle.)"
             )
 
     def draws(self, epoch: Tensor, index: Tensor) -> Draws:
