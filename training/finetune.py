@@ -178,8 +178,11 @@ def split(args: FinetuneArguments, data: ImageData, seed: int) -> tuple[Dataset,
         if data.test is None:
             raise ValueError(f"{args.dataset} has no test images: hold some out, with --validation_samples 1000.")
         return data.train, data.test, None
-    if args.validation_samples >= len(data.train):
-        raise ValueError(f"--validation_samples {args.validation_samples} leaves none of {len(data.train)} images.")
+    if not 0 < args.validation_samples < len(data.train):
+        raise ValueError(
+            f"--validation_samples {args.validation_samples} must lie between 1 and {len(data.train) - 1}: some of the "
+            f"{len(data.train)} training images are to be trained on."
+        )
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out, rest = order[: args.validation_samples], sorted(order[args.validation_samples :])
     return data.train.select(rest), data.train.select(sorted(held_out)), data.test

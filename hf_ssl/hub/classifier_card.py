@@ -1,5 +1,6 @@
 """The model card of a classifier that was fine-tuned, or trained from scratch."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def write_classifier_card(
     args, config = trainer.args, trainer.model.config
     dataset, dataset_id = dataset_name(arguments["dataset"]), dataset_id_of(arguments["dataset"])
     name = trainer.output_dir.resolve().name
-    method = get_method(arguments["method"])
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
     is_pretrained = arguments["model"] != "none"
     metadata = ModelCardData(
         model_name=name,
@@ -91,7 +92,8 @@ def write_classifier_card(
             "seed": args.seed,
         },
         versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-        citation=method.citation if is_pretrained else None,
+        criterion="the accuracy" if metric == "finetune_top1" else f"`{metric}`",
+        citation=_citation(arguments["model"]),
     )
     ModelCard(content).save(trainer.output_dir / "README.md")
 
@@ -106,6 +108,14 @@ def _describe(config: Any) -> str:
 def _hub_id(model: str) -> str | None:
     """The id of an encoder of the Hub."""
     return model if model != "none" and model.count("/") == 1 and not Path(model).expanduser().exists() else None
+
+
+def _citation(model: str) -> str | None:
+    """Of the method that an encoder was pretrained with, where the folder tells."""
+    path = Path(model).expanduser() / "pretraining" / "config.json"
+    if not path.is_file():
+        return None
+    return get_method(json.loads(path.read_text())["model_type"]).citation
 
 
 def _public_name(model: str) -> str:

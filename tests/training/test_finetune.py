@@ -488,7 +488,7 @@ def test_split(functions):
         assert rest == sorted(rest) and final == list(range(7))
     assert split(20, 0) == split(20, 0) != split(20, 1)
     assert split(20)[1] != list(range(20)), "a random part"
-    with pytest.raises(ValueError, match="--validation_samples 50 leaves none of 50"):
+    with pytest.raises(ValueError, match="--validation_samples 50 must lie between 1 and 49"):
         split(50)
     data.test = None
     assert split(20)[2] is None
@@ -526,7 +526,7 @@ def test_labels_are_needed(unlabeled, tmp_path, monkeypatch):
         (["--model", "{vit}", "--image_size", "18"], "not a multiple of patch_size=4"),
         (["--model", "{resnet}", "--drop_path_rate", "0.1"], "stochastic depth.*--drop_path_rate 0"),
         (["--model", "none", "--backbone", "resnet18"], "RelViT does not train --backbone resnet18"),
-        (["--model", "{vit}", "--validation_samples", "5000"], "leaves none of 160"),
+        (["--model", "{vit}", "--validation_samples", "5000"], "must lie between 1 and 159"),
         (["--model", "{vit}", "--recipe", "no-such"], "no recipe 'no-such'.*digits"),
         (["--model", "{vit}", "--method", "simclr"], "methods are relvit"),
         (["--model", "{vit}", "--view_size", "32"], "view_size=32 is not the image_size=16"),

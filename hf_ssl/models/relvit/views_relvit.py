@@ -361,7 +361,8 @@ class RelViTViews:
         if self.mega_patches is not None:
             draws = Draws.for_samples(self.seed, torch.full_like(index, _VALIDATION_EPOCH), index)
             images = self._cut_mega_patches(images, draws, self.mega_patches)
-        return {"pixel_values": images, **({"labels": batch["labels"]} if self.with_labels else {})}
+        has_labels = self.with_labels and "labels" in batch
+        return {"pixel_values": images, **({"labels": batch["labels"]} if has_labels else {})}
 
     def _make_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         draws = self.draws(batch["epoch"], batch["index"])
