@@ -1,6 +1,8 @@
 """What the training scripts share: a run that ends well, and where it starts."""
 
+import copy
 import sys
+from pathlib import Path
 
 from transformers.trainer_utils import TrainOutput
 
@@ -43,3 +45,16 @@ def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:
     """
     value = training_args.resume_from_checkpoint
     return {"true": True, "false": None}.get(str(value).lower(), value)
+
+
+def save_trainer_state(trainer: SSLTrainer) -> None:
+    """
+    Write `trainer_state.json` into the output folder, without the paths of this machine.
+
+    Args:
+        trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, after training.
+    """
+    state = copy.copy(trainer.state)
+    if state.best_model_checkpoint is not None:
+        state.best_model_checkpoint = Path(state.best_model_checkpoint).name
+    state.save_to_json(str(trainer.output_dir / "trainer_state.json"))

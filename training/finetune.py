@@ -30,7 +30,7 @@ from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.figures import plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import resume_point, train
+from hf_ssl.launch import resume_point, save_trainer_state, train
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
     ClassificationConfig,
@@ -225,7 +225,7 @@ def finish(
     }
     save_published(trainer.model.export_classifier(data.class_names), processor, output_dir)
     write_results(output_dir, results)
-    trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+    save_trainer_state(trainer)
     history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in history]
     if not any("finetune_top1" in log for log in history):  # nothing was measured before the end
         history.append({"step": trainer.state.global_step, "finetune_top1": results["finetune_top1"]})

@@ -33,7 +33,7 @@ from hf_ssl.figures import (
 )
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import resume_point, train
+from hf_ssl.launch import resume_point, save_trainer_state, train
 from hf_ssl.models import SSLConfig, get_method
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
@@ -260,7 +260,7 @@ def finish(
     export_run(trainer.model, monitor.processor, output_dir, published(args))
     save_views(trainer.views.config, Path(output_dir) / "pretraining")
     write_results(output_dir, results)
-    trainer.state.save_to_json(str(Path(output_dir) / "trainer_state.json"))
+    save_trainer_state(trainer)
     figures = draw_figures(trainer, monitor, data)
     write_run_card(trainer, vars(args), data, results, figures)
 

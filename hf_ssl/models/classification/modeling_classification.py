@@ -147,7 +147,7 @@ class ClassifierForTraining(SSLPreTrainedModel):
     def _adapt_positions(self, weights: dict[str, Tensor]) -> None:
         name, patch = "embeddings.position_embeddings", self.config.backbone_config.patch_size
         table = weights[name]
-        if not table.any():
+        if not table.any() and not self.config.freeze_encoder:  # which is to stay what it is
             logger.warning("The encoder was pretrained without positions: fine-tuning begins with random ones.")
             del weights[name]
             return
