@@ -47,6 +47,20 @@ def resume_point(training_args: SSLTrainingArguments) -> str | bool | None:
     return {"true": True, "false": None}.get(str(value).lower(), value)
 
 
+def choose_best_by(training_args: SSLTrainingArguments, metric: str) -> None:
+    """
+    Settle by which metric a run's best model is chosen, and whether more of it is better: not of a loss. (transformers looks
+    at the end of the name alone, and a recipe's word may be about another metric.)
+
+    Args:
+        training_args ([`~hf_ssl.training_args.SSLTrainingArguments`]): The arguments; changed in place.
+        metric (`str`): The metric, if none was asked for.
+    """
+    if training_args.metric_for_best_model in (None, "loss"):  # transformers' own default
+        training_args.metric_for_best_model = metric
+    training_args.greater_is_better = "loss" not in str(training_args.metric_for_best_model).split("_")
+
+
 def save_trainer_state(trainer: SSLTrainer) -> None:
     """
     Write `trainer_state.json` into the output folder, without the paths of this machine.

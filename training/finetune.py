@@ -30,7 +30,7 @@ from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.figures import plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import resume_point, save_trainer_state, train
+from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
     ClassificationConfig,
@@ -268,8 +268,8 @@ def main() -> None:
     )
     batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     monitor = AccuracyMonitor(processor, make_source(selecting), batch_size, num_workers)
-    if training_args.load_best_model_at_end and training_args.metric_for_best_model in (None, "loss"):
-        training_args.metric_for_best_model, training_args.greater_is_better = "finetune_top1", True
+    if training_args.load_best_model_at_end:
+        choose_best_by(training_args, "finetune_top1")
     set_seed(training_args.seed)
     model = ClassifierForTraining(config)
     if args.model != "none":

@@ -33,7 +33,7 @@ from hf_ssl.figures import (
 )
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import resume_point, save_trainer_state, train
+from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
 from hf_ssl.models import SSLConfig, get_method
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
@@ -289,7 +289,7 @@ def main() -> None:
         return evaluate_only(args, training_args, monitor, validation, source)
 
     check_plateau(args, training_args, data)
-    choose_best_by(training_args, config, validation)
+    check_selection(training_args, config, validation)
     require_matplotlib()
     set_seed(training_args.seed)
     model = method.model_class(config)
@@ -321,12 +321,11 @@ def main() -> None:
     trainer.close()
 
 
-def choose_best_by(training_args: SSLTrainingArguments, config: SSLConfig, validation: LossMonitor | None) -> None:
+def check_selection(training_args: SSLTrainingArguments, config: SSLConfig, validation: LossMonitor | None) -> None:
     """With --load_best_model_at_end, what is best if nothing is said: what the method's authors look at."""
     if not training_args.load_best_model_at_end:
         return
-    if training_args.metric_for_best_model in (None, "loss"):  # transformers' own default
-        training_args.metric_for_best_model, training_args.greater_is_better = config.selection_metric
+    choose_best_by(training_args, config.selection_metric)
     if str(training_args.metric_for_best_model).removeprefix("eval_").startswith("validation_") and validation is None:
         raise ValueError(
             f"The best model is to be chosen by {training_args.metric_for_best_model}, and there are no test images to "

@@ -53,9 +53,9 @@ class SSLConfig(PreTrainedConfig):
     position_interpolation: Literal["size", "scale_factor"] = "size"
 
     @property
-    def selection_metric(self) -> tuple[str, bool]:
-        """What the best model of a run is chosen by, unless something else is asked for, and whether more of it is better."""
-        return "knn_top1", True
+    def selection_metric(self) -> str:
+        """What the best model of a run is chosen by, unless something else is asked for."""
+        return "knn_top1"
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(key for key in kwargs if key not in _EXTRA_KEYS and not key.startswith("_"))

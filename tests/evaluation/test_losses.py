@@ -200,7 +200,7 @@ def test_best_model_needs_test_images(tmp_path, monkeypatch):
 
 def test_what_chooses():
     """What is asked for, or else the method's own; nothing where the last model is kept."""
-    choose = runpy.run_path(str(SCRIPT))["choose_best_by"]
+    choose = runpy.run_path(str(SCRIPT))["check_selection"]
 
     def chosen(config, measures, **given):
         args = {"load_best_model_at_end": True, "metric_for_best_model": None, "greater_is_better": None, **given}

@@ -30,7 +30,9 @@ from hf_ssl.backbones.modeling_t2t_vit import T2TViTConfig, T2TViTModel
 from hf_ssl.data import load_image_data, make_source
 from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.hub import evaluation_processor, export_run, save_published
+from hf_ssl.launch import choose_best_by
 from hf_ssl.models.classification import ClassificationViewsConfig
+from hf_ssl.training_args import SSLTrainingArguments
 
 from .common import make_backbone
 
@@ -552,3 +554,20 @@ def test_weights_are_loaded_before_training(upstream, tmp_path, monkeypatch):
         if name != "embeddings.position_embeddings" and not name.startswith("pooler."):
             torch.testing.assert_close(tensor, model.vit.state_dict()[name], rtol=0, atol=1e-7, msg=name)
     assert not encoder.embeddings.position_embeddings.any() and model.vit.embeddings.position_embeddings.any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "greater"),
+    [
+        (None, "finetune_top1", True),
+        ("loss", "finetune_top1", True),
+        ("finetune_loss", "finetune_loss", False),
+        ("validation_loss_relations", "validation_loss_relations", False),
+        ("eval_validation_accuracy_relations", "eval_validation_accuracy_relations", True),
+    ],
+)
+def test_direction_of_the_metric(tmp_path, asked, chosen, greater):
+    """Less of a loss is better, wherever its name says that it is one."""
+    args = SSLTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=asked, greater_is_better=not greater)
+    choose_best_by(args, "finetune_top1")
+    assert (args.metric_for_best_model, args.greater_is_better) == (chosen, greater)

@@ -100,11 +100,11 @@ class RelViTConfig(SSLConfig):
         return self.mega_patches or self.backbone_config.image_size // self.cell_size
 
     @property
-    def selection_metric(self) -> tuple[str, bool]:
+    def selection_metric(self) -> str:
         """As the authors choose: the loss on test images, or where they are classified, the accuracy."""
         if "classification" in self.tasks:
-            return "validation_accuracy_classification", True
-        return "validation_loss", False
+            return "validation_accuracy_classification"
+        return "validation_loss"
 
     def _features(self) -> list[Feature]:
         """What the encoder offers as a feature: what is classified first, what the tasks train last."""
