@@ -52,7 +52,8 @@ class PretrainArguments:
         metadata={
             "help": "The encoder: vit-micro, vit-tiny, vit-small, vit-base; for RelViT also swin-tiny, t2t-vit-7, -10, -12, "
             "-14, -19, -24, -t-14, -t-19, -t-24, -14-resnext, -14-wide; for ISL resnet18, resnet50, resnet-micro, alexnet, "
-            "whose first layers are those for small images below 128 pixels; for both timm/NAME, any of timm."
+            "whose first layers are those for small images below 128 pixels; for both timm/NAME (for RelViT, one with a "
+            "square grid of tokens)."
         },
     )
     image_size: int = field(default=224, metadata={"help": "Side of the model's images, in pixels."})
@@ -121,6 +122,11 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
         [`SSLConfig`]: of the method's own class.
     """
     method = get_method(args.method)
+    if data.num_classes is None and "classification" in getattr(model_args, "tasks", ()):
+        raise ValueError(
+            f"--mode {args.mode} classifies, and --dataset {args.dataset} has no labels: give it some (subfolders are "
+            "classes), or set --mode upstream."
+        )
     backbone_config = build_backbone_config(args, method)
     labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
     return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
@@ -214,6 +220,8 @@ def read_recipe(recipes: Path, method: str, name: str | None, dataset: str) -> d
         name = dataset if dataset in available else "default"
     path = available.get(name, Path(name))
     if not path.is_file():
+        if not available:
+            raise ValueError(f"There are no recipes for {method} yet: give the path of a yaml file with --recipe.")
         raise ValueError(
             f"There is no recipe {name!r} for {method}: give the path of a yaml file, or one of "
             f"{', '.join(available)}."

@@ -51,7 +51,7 @@ class SSLTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Has to stay off: see the non-finite stop."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, incomplete batch of an epoch."})
     do_train: bool = field(
-        default=True, metadata={"help": "Train; when off, only the evaluation of output_dir/pretraining is run."}
+        default=True, metadata={"help": "Train; when off, the model in output_dir is measured again."}
     )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume callbacks, such as early stopping, where they were."}

@@ -26,6 +26,7 @@ from transformers import (
 
 from hf_ssl.arguments import build_backbone_config, flat_values, parse_over, read_recipe
 from hf_ssl.data import ImageData, load_image_data, make_source
+from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import AccuracyMonitor
 from hf_ssl.figures import plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
@@ -188,19 +189,37 @@ def split(args: FinetuneArguments, data: ImageData, seed: int) -> tuple[Dataset,
     return data.train.select(rest), data.train.select(sorted(held_out)), data.test
 
 
-def evaluate_only(args: FinetuneArguments, training_args: SSLTrainingArguments, test: Dataset) -> None:
+def evaluate_only(
+    args: FinetuneArguments, training_args: SSLTrainingArguments, data: ImageData, test: Dataset
+) -> None:
     """`--do_train false`: measure the classifier that an earlier run left in the output folder."""
     output_dir = str(training_args.output_dir)
     if not (Path(output_dir) / "config.json").is_file():
         raise FileNotFoundError(f"There is no classifier in {output_dir}. Train first, or set --output_dir.")
+    config = AutoConfig.from_pretrained(output_dir, trust_remote_code=args.trust_remote_code)
+    if not any(name.endswith("ForImageClassification") for name in config.architectures or ()):
+        raise ValueError(f"{output_dir} holds no classifier but {config.architectures}: set --output_dir to one.")
     model = AutoModelForImageClassification.from_pretrained(output_dir, trust_remote_code=args.trust_remote_code)
+    names = data.class_names or [str(i) for i in range(data.num_classes or 0)]
+    if list(model.config.id2label.values()) != names:
+        raise ValueError(
+            f"{output_dir} tells {shown(list(model.config.id2label.values()))}, and --dataset {args.dataset} has "
+            f"{shown(names)}: measure it on images of the classes that it was trained on."
+        )
     processor = AutoImageProcessor.from_pretrained(output_dir)
     batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     monitor = AccuracyMonitor(processor, make_source(test), batch_size, num_workers)
     model.to(training_args.device)
-    results = {**monitor(model), "num_test_images": len(test)}
-    write_results(output_dir, results, update=True)
-    print(json.dumps(results, indent=2))
+    results = {**monitor(model), "num_test_images": len(test), "split": data.test_name}
+    if rank() == 0:
+        write_results(output_dir, results, update=True)
+        print(json.dumps(results, indent=2))
+    close_process_group()
+
+
+def shown(names: list[str]) -> str:
+    """Class names in a message."""
+    return f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def finish(
@@ -253,10 +272,14 @@ def main() -> None:
     )
     train_images, selecting, test_images = split(args, data, training_args.seed)
     if not training_args.do_train:
-        return evaluate_only(args, training_args, test_images or selecting)
+        return evaluate_only(args, training_args, data, test_images or selecting)
 
     if args.model is None:
         raise ValueError("Which encoder? Set --model to a folder or an id of the Hub, or to none for random weights.")
+    if Path(args.model).resolve() == Path(str(training_args.output_dir)).resolve():
+        raise ValueError(
+            f"--output_dir is --model, {args.model}: the classifier would replace the encoder. Choose another."
+        )
     require_matplotlib()
     config = ClassificationConfig(
         backbone_config=encoder_config(args), num_labels=data.num_classes, **vars(model_args)

@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, SchedulerT
 from hf_ssl.arguments import PretrainArguments, build_inputs, parse_with_recipe
 from hf_ssl.backbones import VIT_SIZES
 from hf_ssl.data import ImageData, make_source
+from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, LossMonitor, evenly_spaced
 from hf_ssl.figures import (
     plot_curves,
@@ -117,7 +118,10 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     folder.mkdir(parents=True, exist_ok=True)
     history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
     terms = sorted({name for entry in history for name in entry if name.startswith("loss_")})
-    plot_curves(history, folder / "curves.png", terms=terms)
+    curves = {}
+    if terms or any("knn_top1" in entry for entry in history):  # a short run without labels may have logged nothing
+        plot_curves(history, folder / "curves.png", terms=terms)
+        curves["figures/curves.png"] = "Loss terms and kNN accuracy over the optimizer steps."
     draw_neighbors(folder / "neighbors.png", monitor, data)
     draw_similarities(folder / "similarities.png", monitor, data)
     shown_images = "Some training images" if data.test is None else "Images that were not trained on"
@@ -128,7 +132,7 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     others = {} if trainer.method_callback is None else trainer.method_callback.draw_figures(folder)
     others |= draw_vit(folder, trainer.model.export_encoder(monitor.which))
     return {
-        "figures/curves.png": "Loss terms and kNN accuracy over the optimizer steps.",
+        **curves,
         "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
         "figures/similarities.png": similarity,
         **{f"figures/{name}": caption for name, caption in others.items()},
@@ -197,6 +201,7 @@ def evaluate_only(
     training_args: SSLTrainingArguments,
     monitor: KNNMonitor,
     validation: LossMonitor | None,
+    data: ImageData,
     source: Any,
 ) -> None:
     """
@@ -221,13 +226,18 @@ def evaluate_only(
             f"{folder} holds features of {len(held):,} other images than these {len(source):,}: give the --dataset and "
             "--max_train_samples of the run, or --recompute true."
         )
+    classes = model.config.num_labels if "classification" in getattr(model.config, "tasks", ()) else None
+    if classes not in (None, data.num_classes):
+        raise ValueError(f"{folder} tells {classes} classes, and --dataset {args.dataset} has {data.num_classes}.")
     results = monitor(model) | monitor.settings
     if validation is not None:
         validation.processor = monitor.processor
         validation.views = type(validation.views)(validation.views.config, model.config, validation.views.seed)
         results |= validation(model)
-    write_results(output_dir, results, update=True)
-    print(json.dumps(results, indent=2))
+    if rank() == 0:
+        write_results(output_dir, results, update=True)
+        print(json.dumps(results, indent=2))
+    close_process_group()
 
 
 def finish(
@@ -257,6 +267,9 @@ def finish(
         "num_train_images": trainer.num_train_images,
         **(trainer.method_callback.results() if trainer.method_callback is not None else {}),
     }
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+        results |= {"selected_by": metric, "best_step": trainer.state.best_global_step}
     export_run(trainer.model, monitor.processor, output_dir, published(args))
     save_views(trainer.views.config, Path(output_dir) / "pretraining")
     write_results(output_dir, results)
@@ -286,7 +299,7 @@ def main() -> None:
     monitor = build_monitor(args, processor, data, source, num_workers)
     validation = build_validation(args, processor, data, views, num_workers)
     if not training_args.do_train:
-        return evaluate_only(args, training_args, monitor, validation, source)
+        return evaluate_only(args, training_args, monitor, validation, data, source)
 
     check_plateau(args, training_args, data)
     check_selection(training_args, config, validation)

@@ -112,7 +112,7 @@ class SyncBatchNormAct(SyncBatchNorm):
     """
 
     def __init__(self, norm: BatchNormAct2d):
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.drop, self.act = norm.drop, norm.act
 
     def forward(self, input: Tensor) -> Tensor:
@@ -134,7 +134,9 @@ def synchronize_batch_norm(module: nn.Module) -> None:
                 if isinstance(child, BatchNormAct2d):
                     norm: SyncBatchNorm = SyncBatchNormAct(child)
                 else:
-                    norm = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                    norm = SyncBatchNorm(
+                        child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                    )
                 norm.weight, norm.bias = child.weight, child.bias
                 norm._buffers.update(child._buffers)
                 setattr(parent, name, norm)

@@ -163,8 +163,12 @@ def test_no_stochastic_depth():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_classifier_begins_as_a_linear_layer_of_torch(kind):
+    """But a Swin's: it is a part of the authors' Swin, and begins as all of its layers do."""
     head = make(kind).head
     assert isinstance(head, nn.Linear) and head.out_features == 5
+    if kind == "swin":
+        assert head.weight.std().item() == pytest.approx(0.02, rel=0.35) and not head.bias.any()
+        return
     bound = head.in_features**-0.5
     assert 0.9 * bound < head.weight.abs().max() <= bound and 0 < head.bias.abs().max() <= bound
     assert head.bias.unique().numel() == 5

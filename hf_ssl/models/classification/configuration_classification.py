@@ -1,6 +1,6 @@
 """Configuration of a classifier in training."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -27,7 +27,6 @@ class ClassificationConfig(SSLConfig):
     """
 
     model_type = "hf_ssl_classification"
-    modes: ClassVar[dict[str, dict[str, Any]]] = {"finetune": {}}
 
     drop_path_rate: float | int = 0.0
     label_smoothing: float | int = 0.0

@@ -26,6 +26,8 @@ from .configuration_classification import ClassificationConfig
 
 logger = logging.get_logger(__name__)
 
+_TRUNKS: dict[str, Any] = {"vit": ViTTrunk, "swin": SwinTrunk}
+
 
 def make_classifier(config: PreTrainedConfig) -> PreTrainedModel:
     """
@@ -62,33 +64,31 @@ class ClassifierForTraining(SSLPreTrainedModel):
     def __init__(self, config: ClassificationConfig):
         super().__init__(config)
         backbone_config: Any = config.backbone_config
-        self.classifier: nn.Module | None = None  # of ViT and Swin; others have their own
-        if backbone_config.model_type == "vit":
-            self.student = ViTTrunk(backbone_config, config.drop_path_rate)
-        elif backbone_config.model_type == "swin":
-            self.student = SwinTrunk(backbone_config, config.drop_path_rate)
+        self.classifier: nn.Linear | None = None  # of ViT and Swin; others have their own
+        if backbone_config.model_type in _TRUNKS:
+            self.student = _TRUNKS[backbone_config.model_type](backbone_config, config.drop_path_rate)
+            self.classifier = nn.Linear(backbone_config.hidden_size, config.num_labels or 0)
         else:
             backbone_config.num_labels = config.num_labels
             self.student = make_classifier(backbone_config)
-        if isinstance(self.student, ViTTrunk | SwinTrunk):
-            self.classifier = nn.Linear(backbone_config.hidden_size, config.num_labels or 0)
         self.post_init()
-        if not self.head.weight.is_meta:
+        if self.classifier is None and not self.head.weight.is_meta:
             init_torch_default(self.head)  # whatever the encoder's own classifier begins with
         self.freeze()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if module is self.classifier:
-            init_torch_default(self.head)
-        else:  # of a trunk; others initialize themselves
+        # Of trunks; others initialize themselves. A Swin's head is its own in the authors' code, and begins as it does.
+        if module is self.classifier and isinstance(self.student, ViTTrunk):
+            init_torch_default(self.classifier)
+        else:
             init_encoder_weights(module)
 
     @property
     def head(self) -> nn.Linear:
         """The linear layer that tells the classes."""
         if self.classifier is not None:
-            return self.classifier  # type: ignore[return-value]
+            return self.classifier
         return [module for module in self.student.modules() if isinstance(module, nn.Linear)][-1]
 
     def freeze(self) -> None:

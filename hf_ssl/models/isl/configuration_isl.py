@@ -11,7 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ..base import Feature, SSLConfig
 
 
-ENCODERS = ("resnet", "cifar_resnet", "alexnet_bn", "timm_wrapper")
+_ENCODER_TYPES = ("resnet", "cifar_resnet", "alexnet_bn", "timm_wrapper")
 
 
 @strict
@@ -105,9 +105,9 @@ class ISLConfig(SSLConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         kind = self.backbone_config.model_type
-        if kind not in ENCODERS:
+        if kind not in _ENCODER_TYPES:
             raise ValueError(
-                f"backbone_config.model_type={kind!r} is not supported by ISL; use one of {', '.join(ENCODERS)} "
+                f"backbone_config.model_type={kind!r} is not supported by ISL; use one of {', '.join(_ENCODER_TYPES)} "
                 "(--backbone resnet18, resnet50, alexnet or timm/NAME)."
             )
         if not isinstance(getattr(self.backbone_config, "image_size", None), int):

@@ -62,7 +62,7 @@ class ISLStudent(nn.Module):
 
 class ISLForPreTraining(SSLPreTrainedModel):
     """
-    ISL with a convolutional encoder.
+    ISL.
 
     What it compares images with belongs to the images and not to the model: [`~ISLForPreTraining.make_bank`] makes it, or
     [`~ISLForPreTraining.load_state`] reads it.

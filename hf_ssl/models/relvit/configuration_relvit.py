@@ -10,9 +10,7 @@ from ..base import Feature, SSLConfig
 
 
 TASKS = ("relations", "positions", "distances", "angles", "classification")
-ENCODERS = ("vit", "swin", "t2t_vit", "timm_wrapper")
-# Of these, the tasks' patches are pooled from four tokens (and half of each of the tokens around them).
-_POOLED = ("t2t_vit",)
+_ENCODER_TYPES = ("vit", "swin", "t2t_vit", "timm_wrapper")
 
 
 @strict
@@ -90,9 +88,10 @@ class RelViTConfig(SSLConfig):
     def cell_size(self) -> int:
         """Side of the patches that the tasks are about, in pixels."""
         config = self.backbone_config
-        stages = len(config.depths) - 1 if config.model_type == "swin" else config.model_type in _POOLED
-        size: int = config.patch_size * 2**stages
-        return size
+        size: int = config.patch_size
+        if config.model_type == "swin":
+            return size * 2 ** (len(config.depths) - 1)
+        return 2 * size if config.model_type == "t2t_vit" else size  # its tokens are pooled, every other one
 
     @property
     def grid_size(self) -> int:
@@ -121,10 +120,10 @@ class RelViTConfig(SSLConfig):
             check_vit_config(config, "RelViT")
         elif config.model_type == "swin":
             check_swin_config(config)
-        elif config.model_type not in ENCODERS:
+        elif config.model_type not in _ENCODER_TYPES:
             raise ValueError(
                 f"backbone_config.model_type={config.model_type!r} is not supported by RelViT; use one of "
-                f"{', '.join(ENCODERS)} (--backbone vit-small, swin-tiny, t2t-vit-14, timm/NAME)."
+                f"{', '.join(_ENCODER_TYPES)} (--backbone vit-small, swin-tiny, t2t-vit-14, timm/NAME)."
             )
         elif getattr(config, "patch_size", None) is None:
             raise ValueError(

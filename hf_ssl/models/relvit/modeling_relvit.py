@@ -22,6 +22,7 @@ from ...backbones import (
     publish_vit,
 )
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
+from ..batch_norm import synchronize_batch_norm
 from .configuration_relvit import RelViTConfig
 
 
@@ -151,7 +152,9 @@ def make_encoder(config: RelViTConfig) -> nn.Module:
         )
     if kind == "swin":
         return SwinTrunk(config.backbone_config, drop_path_rate=config.drop_path_rate)
-    return ENCODERS[kind](config.backbone_config)
+    encoder = ENCODERS[kind](config.backbone_config)
+    synchronize_batch_norm(encoder)  # which some of timm's have
+    return encoder
 
 
 class RelViTForPreTraining(SSLPreTrainedModel):
