@@ -63,6 +63,7 @@ class Running:
         """What the function returned; raises with the process's traceback if it failed, or if it died."""
         try:
             if not self._connection.poll(timeout):
+                self._kill()
                 raise TimeoutError(f"Process {self.process.pid} said nothing in {timeout} seconds.")
             worked, value = self._connection.recv()
         except EOFError:
@@ -79,10 +80,13 @@ class Running:
         """Wait for the end; a process that does not exit is killed with its children, and that is an error."""
         self.process.join(30)
         if self.process.exitcode is None:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
-            self.process.kill()
+            self._kill()
             raise TimeoutError(f"Process {self.process.pid} was done, but did not exit in 30 seconds.")
+
+    def _kill(self) -> None:
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            child.kill()
+        self.process.kill()
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Running]:

@@ -3,7 +3,7 @@
 accelerate launch training/finetune.py --model outputs/relvit-cifar10 --method relvit --recipe cifar10 --dataset cifar10
 accelerate launch training/finetune.py --model none --backbone vit-small --method relvit --recipe cifar10 --dataset cifar10
 
-What is written is a classifier of stock transformers, with its image processor and the names of its classes.
+What is written is a classifier that transformers loads, with its image processor and the names of its classes.
 """
 
 import json
@@ -28,7 +28,7 @@ from hf_ssl.arguments import build_backbone_config, flat_values, parse_over, rea
 from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import AccuracyMonitor
-from hf_ssl.figures import plot_curves, require_matplotlib
+from hf_ssl.figures import draw_vit, plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
@@ -44,6 +44,8 @@ from hf_ssl.training_args import SSLTrainingArguments
 
 
 RECIPES = Path(__file__).parent / "recipes"
+# Encoders without positions, and the ViT, whose positions are resized.
+ANY_SIZE = ("vit", "resnet", "cifar_resnet", "convnext", "convnextv2", "regnet")
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -83,8 +85,13 @@ class FinetuneArguments:
         default=None, metadata={"help": "Side of the images, in pixels; unset, that of the encoder (of none: 224)."}
     )
     patch_size: int = field(default=16, metadata={"help": "With --model none, side of a patch of a ViT, in pixels."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder (a ViT)."})
-    attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights (of a ViT)."})
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout in the encoder (a ViT); unset, that of its configuration."}
+    )
+    attention_dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of the attention weights (of a ViT); unset, that of its configuration."},
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Measure on a random subset of this size."})
     validation_samples: int = field(
@@ -101,9 +108,6 @@ class FinetuneArguments:
             "help": "Share of the shorter side that the evaluation's central crop keeps; 1 resizes the whole image. Unset, "
             "0.875 from 128 pixels on and 1 below."
         },
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether code that lies beside the encoder's weights may be run."}
     )
 
 
@@ -122,10 +126,11 @@ def parse() -> tuple[FinetuneArguments, SSLTrainingArguments, Any, Classificatio
 def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
     """Configuration of the encoder, pretrained or not, for images of the wanted size."""
     if args.model == "none":
-        args.image_size = args.image_size or 224
+        args.image_size, args.dropout = args.image_size or 224, args.dropout or 0.0
+        args.attention_dropout = args.attention_dropout or 0.0
         return build_backbone_config(args, get_method(args.method))
     try:
-        config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+        config = AutoConfig.from_pretrained(args.model)
     except (OSError, ValueError) as error:
         raise ValueError(f"There is no encoder to be loaded from --model {args.model}. {error}") from error
     if isinstance(config, SSLConfig):
@@ -133,19 +138,19 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
             f"{args.model} holds a whole model of pretraining: set --model to the folder above it, that of the encoder."
         )
     native = native_size(config)
-    if config.model_type != "vit" and native is not None and args.image_size not in (None, native):
+    if config.model_type not in ANY_SIZE and native is not None and args.image_size not in (None, native):
         raise ValueError(
-            f"{args.model} is for images of {native} pixels, and only a ViT can be fine-tuned at another size: set "
-            f"--image_size {native}."
+            f"{args.model} is for images of {native} pixels, and an encoder of type {config.model_type} cannot be "
+            f"fine-tuned at another size here: set --image_size {native}."
         )
     args.image_size = config.image_size = args.image_size or native or 224
     for name, value in (
         ("hidden_dropout_prob", args.dropout),
         ("attention_probs_dropout_prob", args.attention_dropout),
     ):
-        if value and not hasattr(config, name):
+        if value is not None and not hasattr(config, name):
             raise ValueError(f"An encoder of type {config.model_type} has no {name}: leave the dropout out.")
-        if hasattr(config, name):
+        if value is not None:
             setattr(config, name, value)
     return config
 
@@ -162,12 +167,14 @@ def with_statistics(views: ClassificationViewsConfig, model: str) -> Classificat
         return views
     found: Any = IMAGENET
     if model != "none":
-        processor: Any = AutoImageProcessor.from_pretrained(model)
+        try:
+            processor: Any = AutoImageProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{model} has no image processor: set --image_mean and --image_std. {error}") from error
         of_timm = getattr(processor, "data_config", {})
-        found = {
-            name: getattr(processor, name, None) or of_timm.get(name.removeprefix("image_")) or values
-            for name, values in IMAGENET.items()
-        }
+        found = {name: getattr(processor, name, None) or of_timm.get(name.removeprefix("image_")) for name in IMAGENET}
+        if not all(found.values()):
+            raise ValueError(f"The image processor of {model} does not normalize: set --image_mean and --image_std.")
     return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
 
 
@@ -196,10 +203,10 @@ def evaluate_only(
     output_dir = str(training_args.output_dir)
     if not (Path(output_dir) / "config.json").is_file():
         raise FileNotFoundError(f"There is no classifier in {output_dir}. Train first, or set --output_dir.")
-    config = AutoConfig.from_pretrained(output_dir, trust_remote_code=args.trust_remote_code)
+    config = AutoConfig.from_pretrained(output_dir)
     if not any(name.endswith("ForImageClassification") for name in config.architectures or ()):
         raise ValueError(f"{output_dir} holds no classifier but {config.architectures}: set --output_dir to one.")
-    model = AutoModelForImageClassification.from_pretrained(output_dir, trust_remote_code=args.trust_remote_code)
+    model = AutoModelForImageClassification.from_pretrained(output_dir)
     names = data.class_names or [str(i) for i in range(data.num_classes or 0)]
     if list(model.config.id2label.values()) != names:
         raise ValueError(
@@ -242,7 +249,8 @@ def finish(
         "num_train_images": trainer.num_train_images,
         "train_seconds": round(seconds, 1),
     }
-    save_published(trainer.model.export_classifier(data.class_names), processor, output_dir)
+    classifier = trainer.model.export_classifier(data.class_names)
+    save_published(classifier, processor, output_dir)
     write_results(output_dir, results)
     save_trainer_state(trainer)
     history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in history]
@@ -250,7 +258,9 @@ def finish(
         history.append({"step": trainer.state.global_step, "finetune_top1": results["finetune_top1"]})
     terms = [name for name in ("loss", "finetune_top1") if any(name in log for log in history)]
     plot_curves(history, output_dir / "figures" / "curves.png", terms=terms)
-    write_classifier_card(trainer, vars(args), data, results)
+    captions = {"curves.png": "Loss and accuracy over the optimizer steps."}
+    captions |= draw_vit(classifier.base_model, output_dir / "figures")
+    write_classifier_card(trainer, vars(args), data, results, captions)
     chosen = f"the best of all epochs by {selection['selected_by']}" if selection["selected_by"] else "at the end"
     trust = ", trust_remote_code=True" if needs_remote_code(trainer.model.config.backbone_config) else ""
     print(
@@ -296,7 +306,7 @@ def main() -> None:
     set_seed(training_args.seed)
     model = ClassifierForTraining(config)
     if args.model != "none":
-        model.load_encoder(args.model, trust_remote_code=args.trust_remote_code)
+        model.load_encoder(args.model)
     trainer = SSLTrainer(
         model, training_args, make_source(train_images, views), views, monitor, processing_class=processor
     )

@@ -25,10 +25,9 @@ from hf_ssl.data import ImageData, make_source
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import NUM_QUERIES_SHOWN, KNNMonitor, LossMonitor, evenly_spaced
 from hf_ssl.figures import (
+    draw_vit,
     plot_curves,
     plot_neighbors,
-    plot_patch_filters,
-    plot_position_similarity,
     plot_similarities,
     require_matplotlib,
 )
@@ -117,7 +116,7 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     folder = Path(trainer.args.output_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
-    terms = sorted({name for entry in history for name in entry if name.startswith("loss_")})
+    terms = sorted({name for entry in history for name in entry if name.startswith(("loss_", "validation_loss"))})
     curves = {}
     if terms or any("knn_top1" in entry for entry in history):  # a short run without labels may have logged nothing
         plot_curves(history, folder / "curves.png", terms=terms)
@@ -130,26 +129,13 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
         f"Cosine similarity of the {monitor.compared} of a few images to those of {keys}; gray: before pretraining."
     )
     others = {} if trainer.method_callback is None else trainer.method_callback.draw_figures(folder)
-    others |= draw_vit(folder, trainer.model.export_encoder(monitor.which))
+    others |= draw_vit(trainer.model.export_encoder(monitor.which), folder)
     return {
         **curves,
         "figures/neighbors.png": f"{shown_images} with their nearest training images, before and after pretraining.",
         "figures/similarities.png": similarity,
         **{f"figures/{name}": caption for name, caption in others.items()},
     }
-
-
-def draw_vit(folder: Path, encoder: Any) -> dict[str, str]:
-    """Of a ViT, draw what it has learned about pixels and, if it has positions, about places; captions by file name."""
-    if encoder.config.model_type != "vit":
-        return {}
-    embeddings, captions = encoder.embeddings, {}
-    plot_patch_filters(embeddings.patch_embeddings.projection.weight, folder / "filters.png")
-    captions["filters.png"] = "Principal components of the filters that patches are projected by, the strongest first."
-    if embeddings.position_embeddings.any():
-        plot_position_similarity(embeddings.position_embeddings, folder / "positions.png")
-        captions["positions.png"] = "Similarity of each patch's position embedding to those of all others."
-    return captions
 
 
 def draw_neighbors(path: Path, monitor: KNNMonitor, data: ImageData) -> None:
@@ -302,7 +288,7 @@ def main() -> None:
         return evaluate_only(args, training_args, monitor, validation, data, source)
 
     check_plateau(args, training_args, data)
-    check_selection(training_args, config, validation)
+    check_selection(args, training_args, config, validation, data)
     require_matplotlib()
     set_seed(training_args.seed)
     model = method.model_class(config)
@@ -334,15 +320,27 @@ def main() -> None:
     trainer.close()
 
 
-def check_selection(training_args: SSLTrainingArguments, config: SSLConfig, validation: LossMonitor | None) -> None:
+def check_selection(
+    args: PretrainArguments,
+    training_args: SSLTrainingArguments,
+    config: SSLConfig,
+    validation: LossMonitor | None,
+    data: ImageData,
+) -> None:
     """With --load_best_model_at_end, what is best if nothing is said: what the method's authors look at."""
     if not training_args.load_best_model_at_end:
         return
     choose_best_by(training_args, config.selection_metric)
-    if str(training_args.metric_for_best_model).removeprefix("eval_").startswith("validation_") and validation is None:
+    metric = str(training_args.metric_for_best_model).removeprefix("eval_")
+    if metric.startswith("validation_") and validation is None:
         raise ValueError(
-            f"The best model is to be chosen by {training_args.metric_for_best_model}, and there are no test images to "
-            "measure it on: set --load_best_model_at_end false, or use a dataset with test images and --validation_samples."
+            f"The best model is to be chosen by {metric}, and there are no test images to measure it on: set "
+            "--load_best_model_at_end false, or use a dataset with test images and --validation_samples."
+        )
+    if metric.startswith("knn_") and data.num_classes is None:
+        raise ValueError(
+            f"The best model is to be chosen by {metric}, and {args.dataset} has no labels: set --load_best_model_at_end "
+            "false."
         )
 
 

@@ -21,17 +21,34 @@ from ..distributed import all_gather, rank, world_size
 POOLINGS = ("class_token", "patch_mean", "pooled")
 
 
-def pool_features(outputs: ModelOutput, pooling: str) -> Tensor:
+def num_prefix_tokens(encoder: PreTrainedModel) -> int:
+    """
+    How many of an encoder's tokens come first and stand for no patch.
+
+    Args:
+        encoder (`PreTrainedModel`): A vision encoder.
+
+    Returns:
+        `int`: the class token, and registers, where it has them.
+    """
+    if encoder.config.model_type == "timm_wrapper":
+        return getattr(encoder.timm_model, "num_prefix_tokens", 0)
+    return 1 + (getattr(encoder.config, "num_register_tokens", None) or 0)
+
+
+def pool_features(outputs: ModelOutput, pooling: str, num_prefix_tokens: int = 1) -> Tensor:
     """
     Turns an encoder's outputs into one feature per image.
 
     Args:
         outputs (`ModelOutput`):
-            What a transformers vision encoder returns: `last_hidden_state` of shape `(batch, 1 + patches, dim)`, class
+            What a transformers vision encoder returns: `last_hidden_state` of shape `(batch, prefix + patches, dim)`, class
             token first, or `pooler_output` of shape `(batch, dim)` or `(batch, dim, 1, 1)`.
         pooling (`str`):
-            `"class_token"` (first token), `"patch_mean"` (mean of all other tokens) or `"pooled"` (the encoder's own
-            pooler). Encoders without a class token, such as Swin or ResNet, only have the last one.
+            `"class_token"` (first token), `"patch_mean"` (mean of the patches' tokens) or `"pooled"` (the encoder's own
+            pooler). Convolutional networks only have the last one.
+        num_prefix_tokens (`int`, *optional*, defaults to 1):
+            Tokens before those of the patches, see [`num_prefix_tokens`].
 
     Returns:
         `torch.Tensor` of shape `(batch, dim)`: The features, not normalized.
@@ -52,7 +69,9 @@ def pool_features(outputs: ModelOutput, pooling: str) -> Tensor:
         raise ValueError(
             f"`{pooling}` needs a `last_hidden_state` of shape (batch, tokens, dim), got {found}: choose `pooled`."
         )
-    return tokens[:, 0] if pooling == "class_token" else tokens[:, 1:].mean(dim=1)
+    if pooling == "class_token" and not num_prefix_tokens:
+        raise ValueError("The encoder has no class token: choose `patch_mean` or `pooled`.")
+    return tokens[:, 0] if pooling == "class_token" else tokens[:, num_prefix_tokens:].mean(dim=1)
 
 
 @contextmanager
@@ -209,10 +228,12 @@ def extract_features(
     if device is not None:
         encoder.to(device)  # type: ignore[arg-type]
 
+    prefix = num_prefix_tokens(encoder)
+
     def encode(batch: dict[str, Tensor]) -> Tensor:
         pixel_values = batch["pixel_values"].to(encoder.device, encoder.dtype)
         with torch.inference_mode():
-            return pool_features(encoder(pixel_values=pixel_values), pooling)
+            return pool_features(encoder(pixel_values=pixel_values), pooling, prefix)
 
     with evaluation_mode(encoder):
         return extract(encode, processor, dataset, batch_size, num_workers)

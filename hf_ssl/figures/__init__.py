@@ -7,11 +7,12 @@ from .neighbors import plot_neighbors
 from .rounds import plot_rounds
 from .similarities import plot_similarities
 from .views import plot_views
-from .vit import plot_patch_filters, plot_position_similarity
+from .vit import draw_vit, plot_patch_filters, plot_position_similarity
 
 
 __all__ = [
     "DPI",
+    "draw_vit",
     "plot_curves",
     "plot_matches",
     "plot_neighbors",

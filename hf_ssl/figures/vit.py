@@ -4,20 +4,46 @@ from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from transformers import ViTModel
 
 from .common import new_figure, save
 
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
 
 NUM_FILTERS = 28
 _MAX_PLACES = 8  # on a side; of larger grids, every so many
+
+
+def draw_vit(encoder: Module, folder: Path) -> dict[str, str]:
+    """
+    Of a ViT, draws what it has learned about pixels and, if it has positions, about places.
+
+    Args:
+        encoder (`torch.nn.Module`): Any encoder; of one that is no ViT, nothing is drawn.
+        folder (`Path`): Where the PNG files are written.
+
+    Returns:
+        `dict[str, str]`: captions by the names of the files.
+    """
+    if not isinstance(encoder, ViTModel):
+        return {}
+    embeddings: Any = encoder.embeddings
+    plot_patch_filters(embeddings.patch_embeddings.projection.weight, folder / "filters.png")
+    captions = {
+        "filters.png": "Principal components of the filters that patches are projected by, the strongest first."
+    }
+    if embeddings.position_embeddings.any():
+        plot_position_similarity(embeddings.position_embeddings, folder / "positions.png")
+        captions["positions.png"] = "Similarity of each patch's position embedding to those of all others."
+    return captions
 
 
 def plot_position_similarity(table: Tensor, path: str | Path) -> None:

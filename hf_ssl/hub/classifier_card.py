@@ -20,7 +20,11 @@ from .run_card import dataset_id_of, describe_clipping, describe_hardware, descr
 
 
 def write_classifier_card(
-    trainer: SSLTrainer, arguments: dict[str, Any], data: ImageData, results: dict[str, Any]
+    trainer: SSLTrainer,
+    arguments: dict[str, Any],
+    data: ImageData,
+    results: dict[str, Any],
+    figures: dict[str, str],
 ) -> None:
     """
     Write `README.md` into the output folder of a run of fine-tuning.
@@ -30,12 +34,14 @@ def write_classifier_card(
         arguments (`dict[str, Any]`): The script's arguments by name: `model`, `method`, `recipe`, `dataset`, …
         data ([`~hf_ssl.data.ImageData`]): The data.
         results (`dict[str, Any]`): Numbers of the run, as in `all_results.json`.
+        figures (`dict[str, str]`): Captions of its pictures, by their names in `figures/`.
     """
     args, config = trainer.args, trainer.model.config
     dataset, dataset_id = dataset_name(arguments["dataset"]), dataset_id_of(arguments["dataset"])
     name = trainer.output_dir.resolve().name
     metric = str(args.metric_for_best_model).removeprefix("eval_")
     is_pretrained = arguments["model"] != "none"
+    top = (1, 5) if data.num_classes and data.num_classes > 5 else (1,)
     metadata = ModelCardData(
         model_name=name,
         license="apache-2.0",
@@ -54,7 +60,7 @@ def write_classifier_card(
                 metric_name=f"top-{k} accuracy (%)",
                 metric_value=round(results[f"finetune_top{k}"], 2),
             )
-            for k in (1, 5)
+            for k in top
         ],
     )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -77,6 +83,8 @@ def write_classifier_card(
         image_size=config.backbone_config.image_size,
         hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         results=results,
+        top=top,
+        figures=figures,
         training={
             "recipe": f"{arguments['method']}/{Path(arguments['recipe']).stem}",
             "optimizer steps": trainer.state.global_step,

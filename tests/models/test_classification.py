@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, ConvNextConfig, ResNetConfig, SwinConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    ConvNextConfig,
+    Dinov2Config,
+    ResNetConfig,
+    SwinConfig,
+    ViTConfig,
+    ViTMAEConfig,
+)
 
 from hf_ssl import RelViTConfig, RelViTForPreTraining
 from hf_ssl.backbones import ENCODERS, interpolate_positions, publish, timm_config
@@ -402,7 +410,7 @@ def test_save_and_load(kind, tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor.cpu(), loaded.state_dict()[name]), name
     with torch.no_grad():
-        assert torch.equal(loaded.to(DEVICE).eval()(images, labels).loss, model(images, labels).loss)
+        torch.testing.assert_close(loaded.to(DEVICE).eval()(images, labels).loss, model(images, labels).loss)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -469,3 +477,62 @@ assert not any(name.split(".")[0] == "hf_ssl" for name in sys.modules)
         for answer in answers:
             torch.testing.assert_close(answer, expected[kind], rtol=1e-4, atol=1e-5, msg=kind)
             assert math.isfinite(answer.sum().item())
+
+
+# ---- encoders of others ----
+
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+
+
+def test_what_has_no_part_in_the_answer_is_frozen():
+    """DDP would wait for its gradient."""
+    model = make("vit", encoder=Dinov2Config(**SIZES))
+    model(*batch_of(model.to(DEVICE))).loss.backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {"student.dinov2.embeddings.mask_token"}
+    assert without == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def test_head_that_is_a_convolution():
+    model = make("vit", encoder=timm_config("timm/resnetv2_18", 32))
+    assert isinstance(model.head, nn.Conv2d) and model.head.out_channels == 5
+    model = make("vit", encoder=timm_config("timm/resnetv2_18", 32), freeze_encoder=True)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "student.timm_model.head.fc.weight",
+        "student.timm_model.head.fc.bias",
+    }
+
+
+def test_two_heads_are_refused():
+    encoder = timm_config("timm/deit_tiny_distilled_patch16_224", 32)
+    with pytest.raises(ValueError, match="classifier of deit_tiny_distilled_patch16_224 is no single linear layer"):
+        make("vit", encoder=encoder)
+
+
+def test_encoder_without_a_classifier_is_refused():
+    with pytest.raises(
+        ValueError, match="no classifier for an encoder of type vit_mae: measure it with a linear probe"
+    ):
+        make("vit", encoder=ViTMAEConfig(**SIZES))
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "t2t_vit", "timm_vit"])
+def test_activations_are_computed_again(kind):
+    """With the gradients of the plain way."""
+    model = make(kind).to(DEVICE).train()
+    model(*batch_of(model)).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    names = ("gradient_checkpointing", "grad_checkpointing")  # of transformers' layers, and of timm's
+    assert any(getattr(module, name, False) for module in model.student.modules() for name in names)
+    model(*batch_of(model)).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_activations_that_cannot_be_computed_again():
+    with pytest.raises(ValueError, match="of type convnext cannot compute its activations again"):
+        make("convnext").activation_checkpointing_enable()

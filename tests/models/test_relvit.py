@@ -371,8 +371,8 @@ def test_dropouts_reach_the_encoder():
         ("t2t joint", True, ["class_token", "patch_mean"]),
         ("timm upstream", True, ["patch_mean", "pooled"]),
         ("timm joint", True, ["pooled", "patch_mean"]),
-        ("timm gap upstream", True, ["pooled"]),
-        ("timm gap joint", True, ["pooled"]),
+        ("timm gap upstream", True, ["patch_mean", "pooled"]),
+        ("timm gap joint", True, ["pooled", "patch_mean"]),
     ],
 )
 def test_defaults_of_encoders(name, use_position_embeddings, features):

@@ -21,7 +21,7 @@ from transformers import (
 from hf_ssl import ISLConfig, ISLForPreTraining, RelViTConfig, RelViTForPreTraining
 from hf_ssl.backbones import TimmEncoder, describe_encoder, feature_size, publish, timm_config
 from hf_ssl.hub import evaluation_processor, export_run
-from hf_ssl.models.batch_norm import SyncBatchNorm, SyncBatchNormAct, synchronize_batch_norm
+from hf_ssl.models.batch_norm import SyncBatchNorm, SyncBatchNormAct, init_batch_norm, synchronize_batch_norm
 
 from ..device import DEVICE
 from . import test_isl
@@ -271,8 +271,9 @@ def test_published_folder(name, tmp_path, caplog):
     output = loaded(pixel_values)
     torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=1e-5, atol=1e-5)
-    assert torch.equal(from_timm(pixel_values), output.pooler_output)
-    assert torch.equal(from_timm.forward_features(pixel_values), output.last_hidden_state)
+    torch.testing.assert_close(from_timm(pixel_values), output.pooler_output, rtol=1e-5, atol=1e-5)
+    tokens = from_timm.forward_features(pixel_values)
+    torch.testing.assert_close(tokens, output.last_hidden_state, rtol=1e-5, atol=1e-5)
     classifier = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3).eval()
     assert classifier(pixel_values).shape == (4, 3)
     classifier = TimmWrapperForImageClassification.from_pretrained(tmp_path, num_labels=3)
@@ -370,6 +371,24 @@ def test_dropout_of_a_batch_norm_with_activation():
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("norm_class", [nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d])
+@pytest.mark.parametrize(("affine", "tracking"), [(True, True), (False, True), (True, False), (False, False)])
+def test_synchronizing_keeps_what_a_norm_lacks(norm_class, affine, tracking):
+    """A weight and a bias, or running statistics."""
+    norm = norm_class(6, eps=0.1, momentum=0.3, affine=affine, track_running_stats=tracking)
+    module = nn.Sequential(copy.deepcopy(norm))
+    synchronize_batch_norm(module)
+    synchronized = module[0]
+    assert isinstance(synchronized, SyncBatchNorm)
+    for option in ("num_features", "eps", "momentum", "affine", "track_running_stats"):
+        assert getattr(synchronized, option) == getattr(norm, option), option
+    assert synchronized.state_dict().keys() == norm.state_dict().keys()
+    init_batch_norm(synchronized)  # only what there is
+    x = torch.randn(5, 6, *([] if norm_class is nn.BatchNorm1d else [3, 3]))
+    for training in (True, False):
+        assert torch.equal(synchronized.train(training)(x), norm.train(training)(x))
+
+
 @pytest.mark.parametrize("name", ["resnet", "regnet"])
 def test_synchronizing_keeps_parameters(name):
     """The same objects: an optimizer that holds them goes on."""
@@ -391,6 +410,25 @@ def test_frozen_statistics_stay_so():
     module = nn.Sequential(FrozenBatchNormAct2d(6))
     synchronize_batch_norm(module)
     assert type(module[0]) is FrozenBatchNormAct2d
+
+
+# ---- RelViT ----
+
+
+def test_batch_norm_of_a_vision_transformer():
+    """RelViT trains it synchronized, and publishes timm's own."""
+    backbone = timm_config("timm/xcit_nano_12_p16_224", 32)
+    backbone.model_args |= {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    backbone.num_features = 16
+    model = RelViTForPreTraining(RelViTConfig(backbone_config=backbone))
+
+    def norms(module):
+        return [type(child) for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
+
+    published = norms(model.export_encoder())
+    assert published and set(published) == {nn.BatchNorm2d}
+    assert norms(model) == [SyncBatchNorm] * len(published)
+    assert model(torch.randn(2, 3, 32, 32)).loss.isfinite()
 
 
 # ---- ISL ----

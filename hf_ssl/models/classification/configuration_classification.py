@@ -3,6 +3,7 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ...backbones import check_swin_config, check_vit_config
 from ..base import SSLConfig
@@ -15,7 +16,7 @@ class ClassificationConfig(SSLConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Configuration of the encoder: any of which transformers knows a classifier.
+            Configuration of the encoder: any that transformers has a classifier for.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth of the last layer, growing linearly from 0 (a ViT or a Swin).
         label_smoothing (`float`, *optional*, defaults to 0.0):
@@ -39,6 +40,10 @@ class ClassificationConfig(SSLConfig):
             check_vit_config(self.backbone_config, "fine-tuning")
         elif kind == "swin":
             check_swin_config(self.backbone_config)
+        elif type(self.backbone_config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise ValueError(
+                f"transformers has no classifier for an encoder of type {kind}: measure it with a linear probe instead."
+            )
         elif self.drop_path_rate:
             raise ValueError(
                 f"drop_path_rate={self.drop_path_rate}: stochastic depth is here for ViT and Swin only, not for {kind}; set "

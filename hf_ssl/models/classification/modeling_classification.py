@@ -13,12 +13,14 @@ from transformers import (
     PreTrainedModel,
     SwinForImageClassification,
     SwinModel,
+    TimmWrapperForImageClassification,
     ViTForImageClassification,
     ViTModel,
 )
 from transformers.utils import logging
 
 from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, fill_from, interpolate_positions
+from ...evaluation.features import evaluation_mode
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
 from ..batch_norm import synchronize_batch_norm
 from .configuration_classification import ClassificationConfig
@@ -85,17 +87,51 @@ class ClassifierForTraining(SSLPreTrainedModel):
             init_encoder_weights(module)
 
     @property
-    def head(self) -> nn.Linear:
-        """The linear layer that tells the classes."""
+    def head(self) -> nn.Linear | nn.Conv2d:
+        """The linear layer that tells the classes; some of timm's are convolutions of one pixel."""
         if self.classifier is not None:
             return self.classifier
-        return [module for module in self.student.modules() if isinstance(module, nn.Linear)][-1]
+        student: Any = self.student
+        if isinstance(student, TimmWrapperForImageClassification):
+            head = student.timm_model.get_classifier()
+        else:
+            layers = [module for module in student.modules() if isinstance(module, nn.Linear)]
+            head = next((layer for layer in reversed(layers) if layer.out_features == self.config.num_labels), None)
+        if not isinstance(head, nn.Linear | nn.Conv2d):
+            config = self.config.backbone_config
+            name = getattr(config, "architecture", config.model_type)
+            raise ValueError(f"The classifier of {name} is no single linear layer: fine-tune another encoder.")
+        return head
 
     def freeze(self) -> None:
-        """Freeze the encoder, if only the classifier is to learn."""
+        """Freeze the encoder, if only the classifier is to learn; of encoders of others, what has no part in the answer, such
+        as the token of masked patches: DDP would wait for its gradient."""
         if self.config.freeze_encoder:
             self.requires_grad_(False)
             self.head.requires_grad_(True)
+        elif self.classifier is None and not self.head.weight.is_meta:
+            for parameter in self._unused_parameters():
+                parameter.requires_grad_(False)
+
+    def _unused_parameters(self) -> list[nn.Parameter]:
+        size, parameters = self.config.backbone_config.image_size, list(self.student.parameters())
+        image = torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
+        with evaluation_mode(self.student), torch.enable_grad():
+            answer = self.student(image).logits.sum()
+            gradients = torch.autograd.grad(answer, parameters, allow_unused=True)
+        return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        student: Any = self.student
+        if self.classifier is not None:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        elif student.supports_gradient_checkpointing:
+            student._set_gradient_checkpointing(enable, *args, **kwargs)
+        else:
+            kind = self.config.backbone_config.model_type
+            raise ValueError(
+                f"An encoder of type {kind} cannot compute its activations again: leave --gradient_checkpointing out."
+            )
 
     def train(self, mode: bool = True) -> Self:
         """A frozen encoder stays in eval mode: the statistics of its batch norms are a part of it."""

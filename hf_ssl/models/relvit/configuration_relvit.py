@@ -111,7 +111,7 @@ class RelViTConfig(SSLConfig):
         if kind == "swin":
             return ["pooled"]  # the mean of all tokens
         if kind == "timm_wrapper":
-            return ["pooled", "patch_mean"] if self.backbone_config.num_prefix_tokens == 1 else ["pooled"]
+            return ["pooled", "patch_mean"]
         return ["class_token", "patch_mean"]
 
     def _check_encoder(self) -> None:
