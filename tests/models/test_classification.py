@@ -521,16 +521,18 @@ def test_encoder_without_a_classifier_is_refused():
 def test_activations_are_computed_again(kind):
     """With the gradients of the plain way."""
     model = make(kind).to(DEVICE).train()
+    torch.manual_seed(0)  # a T2T-ViT has dropout
     model(*batch_of(model)).loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     model.activation_checkpointing_enable()
     names = ("gradient_checkpointing", "grad_checkpointing")  # of transformers' layers, and of timm's
     assert any(getattr(module, name, False) for module in model.student.modules() for name in names)
+    torch.manual_seed(0)
     model(*batch_of(model)).loss.backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_activations_that_cannot_be_computed_again():
