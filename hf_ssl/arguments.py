@@ -124,8 +124,8 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
     method = get_method(args.method)
     if data.num_classes is None and "classification" in getattr(model_args, "tasks", ()):
         raise ValueError(
-            f"--mode {args.mode} classifies, and --dataset {args.dataset} has no labels: give it some (subfolders are "
-            "classes), or set --mode upstream."
+            f"The task 'classification' needs labels, and --dataset {args.dataset} has none: give it some (subfolders are "
+            "classes), or leave the task out (--mode upstream)."
         )
     backbone_config = build_backbone_config(args, method)
     labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}

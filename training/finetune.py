@@ -286,7 +286,7 @@ def main() -> None:
 
     if args.model is None:
         raise ValueError("Which encoder? Set --model to a folder or an id of the Hub, or to none for random weights.")
-    if Path(args.model).resolve() == Path(str(training_args.output_dir)).resolve():
+    if args.model != "none" and Path(args.model).resolve() == Path(str(training_args.output_dir)).resolve():
         raise ValueError(
             f"--output_dir is --model, {args.model}: the classifier would replace the encoder. Choose another."
         )

@@ -118,6 +118,7 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
     terms = sorted({name for entry in history for name in entry if name.startswith(("loss_", "validation_loss"))})
     curves = {}
+    (folder / "curves.png").unlink(missing_ok=True)  # of an earlier run
     if terms or any("knn_top1" in entry for entry in history):  # a short run without labels may have logged nothing
         plot_curves(history, folder / "curves.png", terms=terms)
         curves["figures/curves.png"] = "Loss terms and kNN accuracy over the optimizer steps."
@@ -342,6 +343,7 @@ def check_selection(
             f"The best model is to be chosen by {metric}, and {args.dataset} has no labels: set --load_best_model_at_end "
             "false."
         )
+    check_train_samples(args, metric)
 
 
 def check_plateau(args: PretrainArguments, training_args: SSLTrainingArguments, data: ImageData) -> None:
@@ -353,8 +355,12 @@ def check_plateau(args: PretrainArguments, training_args: SSLTrainingArguments, 
         raise ValueError(
             f"The learning rate is to follow {metric}, and {args.dataset} has no labels: set --lr_scheduler_type cosine."
         )
+    check_train_samples(args, metric)
+
+
+def check_train_samples(args: PretrainArguments, metric: str) -> None:
     if metric == "knn_top1_train" and not args.knn_train_samples:
-        raise ValueError("The learning rate is to follow knn_top1_train: set --knn_train_samples, for example 5000.")
+        raise ValueError("knn_top1_train is to be looked at: set --knn_train_samples, for example 5000.")
 
 
 if __name__ == "__main__":

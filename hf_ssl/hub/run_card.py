@@ -72,7 +72,7 @@ def write_run_card(
             "gradient clipping": describe_clipping(args),
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
-            **_selection(results),
+            **_selection(results, data.test_name),
             **_method_settings(model.config),
         },
         results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
@@ -83,11 +83,11 @@ def write_run_card(
     render_card(info).save(trainer.output_dir / "README.md")
 
 
-def _selection(results: dict[str, Any]) -> dict[str, str]:
+def _selection(results: dict[str, Any], test_name: str) -> dict[str, str]:
     """Which step's model this is, where it is not the last."""
     if "best_step" not in results:
         return {}
-    images = "training" if results["selected_by"].endswith("_train") else "test"
+    images = "training" if results["selected_by"].endswith("_train") else test_name
     chosen = f"step {results['best_step']}, the best by {results['selected_by'].replace('_', ' ')} on {images} images"
     return {"published model": chosen}
 

@@ -6,7 +6,7 @@ from hf_ssl import PatchMixConfig, PWSelfConfig, RelViTConfig
 from hf_ssl.hub import write_run_card
 
 
-def settings_of_card(output_dir, method, config, **changed):
+def settings_of_card(output_dir, method, config, results=(), **changed):
     """
     The rows of the table of settings, in a card of a run that never was: those of the method, or all if training arguments
     are changed.
@@ -25,8 +25,8 @@ def settings_of_card(output_dir, method, config, **changed):
     )
     arguments = {"method": method, "mode": "some", "recipe": "digits", "dataset": "digits", "backbone": "vit-tiny"}
     arguments |= {"patch_size": 4, "image_size": 16}
-    data = SimpleNamespace(num_classes=None, test_name=None)
-    write_run_card(trainer, arguments, data, {"train_seconds": 60}, {})
+    data = SimpleNamespace(num_classes=None, test_name="held-out")
+    write_run_card(trainer, arguments, data, {"train_seconds": 60, **dict(results)}, {})
     table = (output_dir / "README.md").read_text().split("| setting | value |\n|---|---|\n")[1].split("\n\n")[0]
     rows = [row.removeprefix("| ").removesuffix(" |").split(" | ") for row in table.split("\n")]
     assert all(len(row) == 2 for row in rows)
@@ -99,3 +99,16 @@ def test_crops_of_a_batch_or_of_each_image(tmp_path):
 def test_weight_decay_and_clipping(tmp_path, changed, decay, clipping):
     settings = settings_of_card(tmp_path, "pw_self", PWSelfConfig(), **changed)
     assert (settings["weight decay"], settings["gradient clipping"]) == (decay, clipping)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("validation_loss", "step 70, the best by validation loss on held-out images"),
+        ("knn_top1_train", "step 70, the best by knn top1 train on training images"),
+        (None, None),
+    ],
+)
+def test_whose_step_is_published(tmp_path, metric, expected):
+    results = {} if metric is None else {"selected_by": metric, "best_step": 70}
+    assert settings_of_card(tmp_path, "pw_self", PWSelfConfig(), results).get("published model") == expected

@@ -146,7 +146,7 @@ def test_layout(best_of_test):
     folder, _ = best_of_test
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"}
-    wanted |= {"trainer_state.json", "figures/curves.png"}
+    wanted |= {"trainer_state.json", *(f"figures/{name}.png" for name in ("curves", "filters", "positions"))}
     assert wanted == {name for name in files if not name.startswith("checkpoint-")}
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
     assert "training_args.bin" not in {Path(name).name for name in files}
@@ -304,6 +304,47 @@ def test_evaluation_only(best_of_test, tmp_path, monkeypatch):
     assert results_of(folder)["num_test_images"] == 30 and results_of(folder)["num_steps"] == 15
     with pytest.raises(FileNotFoundError, match="no classifier in .*nothing"):
         finetune(monkeypatch, "--do_train", "false", "--output_dir", tmp_path / "nothing")
+
+
+@pytest.fixture
+def measured(from_scratch, tmp_path):
+    """A copy of a run's folder, to be measured again."""
+    return shutil.copytree(from_scratch, tmp_path / "run")
+
+
+def test_evaluation_tells_which_images(measured, monkeypatch):
+    results = results_of(measured)
+    (measured / "all_results.json").write_text(json.dumps({**results, "split": "held-out training"}))
+    finetune(monkeypatch, "--do_train", "false", "--output_dir", measured, *SMALL)
+    assert results_of(measured)["split"] == "test" and results_of(measured).keys() == results.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [(["cats", "dogs"], r"2 classes \(cats, dogs\)"), (list("abcdefghij"), r"10 classes \(a, b, c, …\)")],
+    ids=["two", "ten"],
+)
+def test_evaluation_on_other_classes(measured, tmp_path, monkeypatch, names, shown):
+    """Also where they are as many."""
+    for name in names:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name / f"{i}.png")
+    before = (measured / "all_results.json").read_bytes()
+    message = rf"run tells 10 classes \(0, 1, 2, …\), and --dataset \S*photos has {shown}: measure it on images of"
+    with pytest.raises(ValueError, match=message):
+        finetune(monkeypatch, "--do_train", "false", "--dataset", tmp_path / "photos", "--output_dir", measured)
+    assert (measured / "all_results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("kind", "name"), [("vit", "ViTModel"), ("t2t", "T2TViTModel"), ("timm", "TimmWrapperModel")])
+def test_evaluation_of_an_encoder(kind, name, upstream, tmp_path, monkeypatch):
+    """It has no classifier, and a random one is not measured in its place."""
+    folder = shutil.copytree(upstream / kind, tmp_path / "run")
+    (folder / "all_results.json").write_text('{"knn_top1": 50.0}')
+    with pytest.raises(ValueError, match=rf"run holds no classifier but \['{name}'\]: set --output_dir to one"):
+        finetune(monkeypatch, "--do_train", "false", "--output_dir", folder, *SMALL)
+    assert results_of(folder) == {"knn_top1": 50.0}
 
 
 def test_resume_between_epochs(best_of_test, upstream, tmp_path, monkeypatch):
@@ -523,7 +564,10 @@ def test_labels_are_needed(unlabeled, tmp_path, monkeypatch):
         ([], "Which encoder"),
         (["--model", "{vit}/nothing"], "no encoder to be loaded from --model .*nothing"),
         (["--model", "{vit}/pretraining"], "a whole model of pretraining: set --model to the folder above"),
-        (["--model", "{timm}", "--image_size", "64"], "only a ViT can be fine-tuned at another size.*--image_size 32"),
+        (
+            ["--model", "{timm}", "--image_size", "64"],
+            "of type timm_wrapper cannot be .*at another size.*--image_size 32",
+        ),
         (["--model", "{timm}", "--image_size", "32", "--dropout", "0.1"], "timm_wrapper has no hidden_dropout_prob"),
         (["--model", "{vit}", "--image_size", "18"], "not a multiple of patch_size=4"),
         (["--model", "{resnet}", "--drop_path_rate", "0.1"], "stochastic depth.*--drop_path_rate 0"),
@@ -531,6 +575,7 @@ def test_labels_are_needed(unlabeled, tmp_path, monkeypatch):
         (["--model", "{vit}", "--validation_samples", "5000"], "must lie between 1 and 159"),
         (["--model", "{vit}", "--recipe", "no-such"], "no recipe 'no-such'.*digits"),
         (["--model", "{vit}", "--method", "simclr"], "methods are relvit"),
+        (["--model", "{vit}", "--method", "isl"], "There are no recipes for isl/finetune yet: .* with --recipe"),
         (["--model", "{vit}", "--view_size", "32"], "view_size=32 is not the image_size=16"),
     ],
 )
@@ -540,6 +585,20 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, upstream, flags, message)
     with pytest.raises(ValueError, match=message):
         finetune(monkeypatch, "--output_dir", tmp_path / "run", *SHORT, *flags)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("output", ["{folder}", "vit"], ids=["absolute", "relative"])
+def test_encoder_is_not_replaced(upstream, tmp_path, monkeypatch, output):
+    folder = shutil.copytree(upstream / "vit", tmp_path / "vit")
+
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = files()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--output_dir is --model, \S*vit: the classifier would replace the encoder"):
+        finetune(monkeypatch, "--model", folder, "--output_dir", output.format(folder=folder), *SHORT)
+    assert files() == before
 
 
 def test_weights_are_loaded_before_training(upstream, tmp_path, monkeypatch):

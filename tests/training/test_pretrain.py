@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
+from hf_ssl import RelViTConfig, RelViTForPreTraining
 from hf_ssl.arguments import PretrainArguments, build_config, flat_values, parse_with_recipe, read_recipe
 from hf_ssl.evaluation import pool_features
+from hf_ssl.hub import evaluation_processor, export_run
 from hf_ssl.models import METHODS, get_method
+
+from .common import make_backbone
 
 
 SCRIPTS = Path(__file__).parents[2] / "training"
@@ -105,6 +110,23 @@ def test_validation_only(digits_run, monkeypatch):
     assert after["num_steps"] == 4
 
 
+@pytest.mark.parametrize(
+    ("mode", "num_labels", "fits"), [("joint", 10, False), ("joint", 2, True), ("upstream", 10, True)]
+)
+def test_validation_on_other_classes(photos, tmp_path, monkeypatch, mode, num_labels, fits):
+    """A model that tells ten classes is not measured on two; one that tells none is."""
+    folder = tmp_path / "run"
+    config = RelViTConfig(
+        backbone_config=make_backbone(), num_labels=num_labels, tasks=RelViTConfig.modes[mode]["tasks"]
+    )
+    export_run(RelViTForPreTraining(config), evaluation_processor(16, [0.5] * 3, [0.5] * 3), folder)
+    flags = ["--do_train", "false", "--mode", mode, "--dataset", photos, "--output_dir", folder, *TINY]
+    message = r"pretraining tells 10 classes, and --dataset \S*photos has 2\."
+    with nullcontext() if fits else pytest.raises(ValueError, match=message):
+        pretrain(monkeypatch, *flags)
+    assert (folder / "all_results.json").exists() == fits
+
+
 def test_resume_from_the_last_checkpoint(digits_run, tmp_path, monkeypatch):
     import shutil
 
@@ -131,6 +153,16 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def unlabeled(photos, tmp_path):
+    """The same without classes."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in photos.rglob("*.png"):
+        path.rename(flat / path.name)
+    return flat
+
+
 def test_photos(photos, tmp_path, monkeypatch):
     output = tmp_path / "run"
     flags = ["--dataset", photos, "--output_dir", output, *TINY, *SHORT, "--dataloader_num_workers", "2"]
@@ -141,17 +173,22 @@ def test_photos(photos, tmp_path, monkeypatch):
     assert "pretrained without labels on photos" in (output / "README.md").read_text()
 
 
-def test_photos_without_labels(photos, tmp_path, monkeypatch):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in photos.rglob("*.png"):
-        path.rename(flat / path.name)
+def test_photos_without_labels(unlabeled, tmp_path, monkeypatch):
     output = tmp_path / "run"
-    pretrain(monkeypatch, "--dataset", flat, "--output_dir", output, *TINY, *SHORT)
+    pretrain(monkeypatch, "--dataset", unlabeled, "--output_dir", output, *TINY, *SHORT)
     assert "knn_top1" not in results_of(output)
     assert (output / "figures" / "neighbors.png").is_file() and (output / "figures" / "similarities.png").is_file()
     assert "of a few images to those of some training images; gray: before" in (output / "README.md").read_text()
     AutoModel.from_pretrained(output)
+
+
+def test_photos_without_labels_in_a_run_that_logs_nothing(unlabeled, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    flags = ["--max_steps", "2", "--logging_steps", "10", "--eval_steps", "2"]
+    pretrain(monkeypatch, "--dataset", unlabeled, "--output_dir", output, *TINY, *flags)
+    figures, card = {path.name for path in (output / "figures").iterdir()}, (output / "README.md").read_text()
+    assert figures == {"filters.png", "neighbors.png", "similarities.png"}
+    assert "curves.png" not in card and all(f"figures/{name}" in card for name in figures)
 
 
 def test_bad_photos(photos, tmp_path, monkeypatch):
@@ -247,13 +284,13 @@ def test_joint_mode(tmp_path, monkeypatch):
     assert "pretrained with labels" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_joint_mode_needs_labels(photos, tmp_path, monkeypatch):
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in photos.rglob("*.png"):
-        path.rename(flat / path.name)
-    with pytest.raises(ValueError, match="label"):
-        pretrain(monkeypatch, "--dataset", flat, "--mode", "joint", "--output_dir", tmp_path / "run", *TINY, *SHORT)
+def test_joint_mode_needs_labels(unlabeled, tmp_path, monkeypatch):
+    message = r"task 'classification' needs labels, and --dataset \S*flat has none: .*--mode upstream"
+    with pytest.raises(ValueError, match=message):
+        pretrain(
+            monkeypatch, "--dataset", unlabeled, "--mode", "joint", "--output_dir", tmp_path / "run", *TINY, *SHORT
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_joint_mode_leaves_patches_alone():
@@ -272,20 +309,26 @@ def test_best_model_is_measured_and_published(tmp_path, monkeypatch):
     pretrain(monkeypatch, *flags, *best)
     reported = results_of(folder)
     state = json.loads((folder / "trainer_state.json").read_text())
+    step = state["best_global_step"]
+    assert (reported["selected_by"], reported["best_step"]) == ("knn_top1", step)
+    row = f"| published model | step {step}, the best by knn top1 on test images |"
+    assert row in (folder / "README.md").read_text().splitlines()
     pretrain(monkeypatch, *flags, "--do_train", "false")
     assert results_of(folder)["knn_top1"] == pytest.approx(reported["knn_top1"])
     assert reported["knn_top1"] == pytest.approx(state["best_metric"])
 
 
-def test_output_folder_is_used_again(photos, tmp_path, monkeypatch):
+def test_last_model_is_published(digits_run):
+    """Where no best one was asked for, nothing is said of a choice."""
+    assert not {"selected_by", "best_step"} & results_of(digits_run).keys()
+    assert "published model" not in (digits_run / "README.md").read_text()
+
+
+def test_output_folder_is_used_again(unlabeled, tmp_path, monkeypatch):
     """No number of the run before is left behind."""
     folder = tmp_path / "run"
     pretrain(monkeypatch, *SHORT, "--output_dir", folder)
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in photos.rglob("*.png"):
-        path.rename(flat / path.name)
-    pretrain(monkeypatch, "--dataset", flat, "--output_dir", folder, *TINY, *SHORT)
+    pretrain(monkeypatch, "--dataset", unlabeled, "--output_dir", folder, *TINY, *SHORT)
     assert not [name for name in results_of(folder) if name.startswith("knn_top")]
 
 
@@ -445,3 +488,17 @@ def test_convert(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(ValueError, match="--num_attention_heads"):
         runpy.run_path(str(SCRIPTS / "convert.py"), run_name="__main__")
+
+
+def test_accuracy_among_training_images_is_not_measured(tmp_path, monkeypatch):
+    flags = [
+        "--load_best_model_at_end",
+        "true",
+        "--metric_for_best_model",
+        "knn_top1_train",
+        "--eval_strategy",
+        "epoch",
+    ]
+    with pytest.raises(ValueError, match="knn_top1_train is to be looked at: set --knn_train_samples"):
+        pretrain(monkeypatch, "--output_dir", tmp_path / "run", *TINY, *SHORT, *flags)
+    assert not (tmp_path / "run").exists()
