@@ -491,14 +491,8 @@ def test_convert(tmp_path, monkeypatch, capsys):
 
 
 def test_accuracy_among_training_images_is_not_measured(tmp_path, monkeypatch):
-    flags = [
-        "--load_best_model_at_end",
-        "true",
-        "--metric_for_best_model",
-        "knn_top1_train",
-        "--eval_strategy",
-        "epoch",
-    ]
+    flags = ["--load_best_model_at_end", "true", "--metric_for_best_model", "knn_top1_train"]
+    flags += ["--eval_strategy", "epoch", "--save_strategy", "epoch"]
     with pytest.raises(ValueError, match="knn_top1_train is to be looked at: set --knn_train_samples"):
         pretrain(monkeypatch, "--output_dir", tmp_path / "run", *TINY, *SHORT, *flags)
     assert not (tmp_path / "run").exists()
