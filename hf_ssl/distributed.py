@@ -59,6 +59,12 @@ def all_gather(x: Tensor) -> Tensor:
     return gathered
 
 
+def barrier() -> None:
+    """Wait for the other processes, if there are any."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def close_process_group() -> None:
     """
     End the process group, as the last thing a process does with it. Without a group there is nothing to do.

@@ -8,6 +8,7 @@ from .t2t_vit import T2T_SIZES, t2t_vit_config
 from .timm_encoders import TIMM_PREFIX, TimmEncoder, timm_config
 from .vit import (
     VIT_SIZES,
+    PositionInterpolation,
     ViTTrunk,
     check_vit_config,
     interpolate_positions,
@@ -24,6 +25,7 @@ __all__ = [
     "T2T_SIZES",
     "TIMM_PREFIX",
     "VIT_SIZES",
+    "PositionInterpolation",
     "SwinTrunk",
     "TimmEncoder",
     "ViTTrunk",

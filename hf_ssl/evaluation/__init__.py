@@ -1,7 +1,10 @@
 """Evaluation of frozen encoders, one protocol per file."""
 
+from .arguments import EvaluationArguments
 from .classification import AccuracyMonitor, classification_accuracy
-from .features import POOLINGS, extract_features, pixel_features, pool_features
+from .encoders import FeatureSpec, LoadedEncoder, load_encoder
+from .feature_cache import cached_features
+from .features import POOLINGS, extract_features, pixel_features, pool_features, random_projection
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
 from .losses import LossMonitor
 from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
@@ -13,17 +16,23 @@ __all__ = [
     "NUM_QUERIES_SHOWN",
     "POOLINGS",
     "AccuracyMonitor",
+    "EvaluationArguments",
+    "FeatureSpec",
     "KNNMonitor",
+    "LoadedEncoder",
     "LossMonitor",
+    "cached_features",
     "classification_accuracy",
     "evenly_spaced",
     "extract_features",
     "instance_similarity",
     "knn_accuracy",
     "knn_votes",
+    "load_encoder",
     "match_ranks",
     "nearest_neighbors",
     "patch_retrieval",
     "pixel_features",
     "pool_features",
+    "random_projection",
 ]

@@ -1,0 +1,179 @@
+"""What the scripts that evaluate an encoder have in common: their arguments, and what these mean."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from accelerate import PartialState
+
+from ..arguments import dataset_name
+from ..data import ImageData, load_image_data
+from ..hub.export import evaluation_processor
+from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_encoder
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, on what, and by which feature."""
+
+    model: str = field(
+        metadata={"help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it."}
+    )
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
+            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files. It needs labels."
+        },
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder whose all_results.json gets the numbers; unset, they are printed only."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    encoder: Branch = field(
+        default="auto",
+        metadata={"help": "Which encoder of a folder of hf_ssl: the published one (auto), student or teacher."},
+    )
+    pooling: Literal["auto", "class_token", "patch_mean", "pooled"] = field(
+        default="auto",
+        metadata={
+            "help": "The feature of an image; auto: what the method names in pretraining/config.json, else the class token "
+            "of a transformer, and the pooled output of other encoders."
+        },
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images, in pixels; unset, what the image processor says."}
+    )
+    eval_crop_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "With --image_size, the share of the shorter side that the central crop keeps; 1 resizes the whole "
+            "image. Unset, 0.875 from 128 pixels on and 1 below."
+        },
+    )
+    position_interpolation: Interpolation = field(
+        default="auto",
+        metadata={
+            "help": "How a ViT's positions are resized for other image sizes than its own: as transformers does (size), as "
+            "the originals do (scale_factor), or as in its pretraining, if the folder tells it (auto)."
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "A random subset of the training images."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "A random subset of the test images."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
+    batch_size: int = field(default=256, metadata={"help": "Images in a forward pass."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read the images."})
+    bf16: bool = field(default=False, metadata={"help": "Compute features in bfloat16."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where features are kept; unset, hf_ssl/features in the folder HF_HOME."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the subsets, and of all that is drawn."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether code that lies beside the model's weights may be run."}
+    )
+
+    def load_encoder(self, projects: bool = False) -> LoadedEncoder:
+        """
+        Load the encoder, with the image processor that the arguments ask for, on this process's device.
+
+        Args:
+            projects (`bool`, *optional*, defaults to `False`): Whether its features are to be projected.
+
+        Returns:
+            [`LoadedEncoder`]
+        """
+        encoder = load_encoder(
+            self.model,
+            revision=self.revision,
+            branch=self.encoder,
+            projects=projects,
+            position_interpolation=self.position_interpolation,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if self.image_size is not None:
+            mean, std = normalization(encoder.processor)
+            encoder.processor = evaluation_processor(self.image_size, mean, std, self.eval_crop_ratio)
+        elif self.eval_crop_ratio is not None:
+            raise ValueError(f"--eval_crop_ratio {self.eval_crop_ratio} goes with --image_size: set both, or neither.")
+        return encoder.to(PartialState().device)
+
+    def load_data(self) -> ImageData:
+        """
+        Load the images.
+
+        Returns:
+            [`~hf_ssl.data.ImageData`]: with labels and a test split.
+        """
+        data = load_image_data(
+            self.dataset,
+            max_train_samples=self.max_train_samples,
+            max_test_samples=self.max_test_samples,
+            seed=self.seed,
+            skip_bad_images=self.skip_bad_images,
+        )
+        if data.num_classes is None or data.test is None:
+            raise ValueError(f"{self.dataset} has no labels, and so there is no accuracy to measure.")
+        return data
+
+    def feature(self, encoder: LoadedEncoder, projected: bool = False) -> FeatureSpec:
+        """The feature that the arguments ask for."""
+        return FeatureSpec(encoder.feature if self.pooling == "auto" else self.pooling, projected=projected)
+
+    def protocol(self, encoder: LoadedEncoder, split: str, train: Any, test: Any) -> dict[str, Any]:
+        """
+        What was measured, for a report.
+
+        Args:
+            encoder ([`LoadedEncoder`]): The encoder.
+            split (`str`): Name of the test split.
+            train (`torch.utils.data.Dataset`): The source of the training images.
+            test (`torch.utils.data.Dataset`): The source of the test images.
+
+        Returns:
+            `dict[str, Any]`: names and plain values.
+        """
+        return {
+            "model": encoder.name,
+            **({"model_revision": encoder.revision} if encoder.revision else {}),
+            "encoder": encoder.branch,
+            "dataset": dataset_name(self.dataset),
+            "split": split,
+            "num_train_images": len(train),
+            "num_test_images": len(test),
+            # Names of what the images are, to the pixel.
+            "train_fingerprint": train.fingerprint()[:16],
+            "test_fingerprint": test.fingerprint()[:16],
+            "image_processor": processor_protocol(encoder.processor),
+            "precision": "bf16" if self.bf16 else "fp32",
+            "seed": self.seed,
+        }
+
+
+def normalization(processor: Any) -> tuple[list[float], list[float]]:
+    """
+    What an image processor of transformers, or of timm, normalizes pixels with.
+
+    Args:
+        processor (`BaseImageProcessor`): The processor.
+
+    Returns:
+        `tuple[list[float], list[float]]`: mean and standard deviation of each channel, in [0, 1].
+
+    Raises:
+        `ValueError`: it does not normalize.
+    """
+    of_timm = getattr(processor, "data_config", {})
+    mean, std = (getattr(processor, f"image_{name}", None) or of_timm.get(name) for name in ("mean", "std"))
+    if not mean or not std:
+        raise ValueError("The image processor does not normalize: leave --image_size out.")
+    return list(mean), list(std)
+
+
+def processor_protocol(processor: Any) -> dict[str, Any]:
+    """What an image processor does to an image, in plain values: of timm's, what its `data_config` says."""
+    if hasattr(processor, "data_config"):
+        return dict(processor.data_config)
+    names = ["size", "resample", "image_mean", "image_std"]
+    names += ["crop_size"] if getattr(processor, "do_center_crop", False) else []
+    values = {name: getattr(processor, name, None) for name in names}
+    return {name: dict(value) if name.endswith("size") and value else value for name, value in values.items()}

@@ -1,0 +1,306 @@
+"""The encoder that is evaluated: anyone's."""
+
+import hashlib
+import inspect
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import PIL.Image
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
+
+from ..backbones import PositionInterpolation, interpolate_positions
+from ..models import SSLConfig, SSLPreTrainedModel
+from .features import POOLINGS, has_class_token, num_prefix_tokens, pool_features
+
+
+Branch = Literal["auto", "student", "teacher"]
+Interpolation = Literal["auto", "size", "scale_factor"]
+
+_PRETRAINING = "pretraining"
+# What is no part of an architecture.
+_ABOUT_THE_FILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "auto_map")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """
+    What is computed of an image.
+
+    Args:
+        pooling (`str`): One of `POOLINGS`, see [`pool_features`].
+        num_blocks (`int`, *optional*, defaults to 1):
+            Last transformer blocks whose class tokens, after the final LayerNorm, are put side by side, the last block at the
+            end.
+        average_pool (`bool`, *optional*, defaults to `False`):
+            Whether the mean of the last block's patch tokens comes in as well; with one block, the two are interleaved
+            (class token, mean, class token, …), as in DINO's linear evaluation.
+        projected (`bool`, *optional*, defaults to `False`):
+            Whether the feature is what the method's loss compares images by, see [`~SSLPreTrainedModel.project`].
+    """
+
+    pooling: str
+    num_blocks: int = 1
+    average_pool: bool = False
+    projected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is unknown; use one of {', '.join(POOLINGS)}.")
+        if self.num_blocks < 1:
+            raise ValueError(f"num_blocks={self.num_blocks} must be at least 1.")
+        if (self.num_blocks > 1 or self.average_pool) and self.pooling != "class_token":
+            raise ValueError(f"The last blocks give class tokens, and pooling={self.pooling!r} is another feature.")
+
+    def __str__(self) -> str:
+        words = {"class_token": "class token", "patch_mean": "mean of the patch tokens", "pooled": "pooled output"}
+        text = words[self.pooling]
+        if self.num_blocks > 1:
+            text += f"s of the last {self.num_blocks} blocks"
+        return text + (" and mean of the patch tokens" * self.average_pool) + ", projected" * self.projected
+
+
+class LoadedEncoder:
+    """
+    An encoder to be evaluated, in eval mode, without gradients.
+
+    Args:
+        model (`PreTrainedModel`): The encoder.
+        processor (`BaseImageProcessor`): The evaluation transform.
+        name (`str`): What it is called in a report.
+        pretraining ([`SSLPreTrainedModel`], *optional*): The model that it is a part of, if its loss is to project features.
+        branch (`str`, *optional*, defaults to `"auto"`): Which of its encoders this is.
+        feature (`str`, *optional*): What its method says is its feature of an image.
+        position_interpolation (`str`, *optional*, defaults to `"size"`):
+            How a ViT's positions are resized for images of other sizes than its own, see
+            [`~hf_ssl.backbones.interpolate_positions`].
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        name: str,
+        pretraining: SSLPreTrainedModel | None = None,
+        branch: Branch = "auto",
+        feature: str | None = None,
+        position_interpolation: PositionInterpolation = "size",
+    ):
+        self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
+        self.pretraining = None if pretraining is None else pretraining.eval().requires_grad_(False)
+        self.branch = branch
+        self.revision: str | None = getattr(model.config, "_commit_hash", None)  # of the Hub
+        self.position_interpolation = position_interpolation
+        if model.config.model_type == "vit" and position_interpolation != "size":
+            embeddings: Any = model.embeddings
+            embeddings.interpolate_pos_encoding = partial(_resized, embeddings, position_interpolation)
+        accepted = inspect.signature(model.forward).parameters
+        # At the encoder's own image size it changes nothing.
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self.feature = feature or self._default_feature()
+
+    def _default_feature(self) -> str:
+        """The class token of a transformer, otherwise what the encoder itself pools."""
+        if has_class_token(self.model):
+            return "class_token"
+        gray = self.processor(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+        return "patch_mean" if self.outputs(gray).get("pooler_output") is None else "pooled"
+
+    def to(self, device: torch.device | str) -> "LoadedEncoder":
+        """Move it to a device."""
+        self.model.to(device)  # type: ignore[arg-type]
+        if self.pretraining is not None:
+            self.pretraining.to(device)  # type: ignore[arg-type]
+        return self
+
+    @torch.inference_mode()
+    def outputs(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+        """
+        What the encoder computes.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Processed images.
+            options: Other arguments of its forward pass, such as `output_hidden_states`.
+
+        Returns:
+            `ModelOutput`: see the class of the encoder.
+        """
+        inputs = pixel_values.to(self.model.device, self.model.dtype)
+        return self.model(pixel_values=inputs, **self._options, **options)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def features(self, pixel_values: Tensor, specs: list[FeatureSpec], bf16: bool = False) -> list[Tensor]:
+        """
+        Features of images, of one forward pass.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Processed images.
+            specs (`list[FeatureSpec]`): What is wanted.
+            bf16 (`bool`, *optional*, defaults to `False`): Whether the encoder computes in bfloat16 where that is safe.
+
+        Returns:
+            `list[torch.Tensor]` of shape `(batch_size, dim)`, float32: not normalized, but for what is projected.
+        """
+        blocks = max(spec.num_blocks for spec in specs)
+        with _autocast(self.model.device, bf16):
+            outputs = self.outputs(pixel_values, **({"output_hidden_states": True} if blocks > 1 else {}))
+            return [self._of(outputs, spec).float() for spec in specs]
+
+    def _of(self, outputs: ModelOutput, spec: FeatureSpec) -> Tensor:
+        prefix = num_prefix_tokens(self.model)
+        if spec.num_blocks == 1 and not spec.average_pool:
+            feature = pool_features(outputs, spec.pooling, prefix)
+            if not spec.projected:
+                return feature
+            if self.pretraining is None:
+                raise ValueError(f"{self.name} was loaded without what projects its features.")
+            return self.pretraining.project(feature, None if self.branch == "auto" else self.branch)
+        parts = self._class_tokens(outputs, spec.num_blocks)
+        if spec.average_pool:
+            mean = pool_features(outputs, "patch_mean", prefix)
+            if spec.num_blocks == 1:
+                return torch.stack([parts[0], mean], dim=-1).flatten(1)
+            parts.append(mean)
+        return torch.cat(parts, dim=-1)
+
+    def _class_tokens(self, outputs: ModelOutput, count: int) -> list[Tensor]:
+        """Of the last blocks, after the final LayerNorm."""
+        if count == 1:
+            return [pool_features(outputs, "class_token", num_prefix_tokens(self.model))]
+        norm = getattr(self.model, "layernorm", None) or getattr(self.model, "norm", None)
+        states = outputs.get("hidden_states")
+        if norm is None or states is None or not has_class_token(self.model):
+            kind = self.model.config.model_type
+            raise ValueError(f"Blocks of an encoder of type {kind} cannot be looked at one by one: use 1 block.")
+        if count >= len(states):
+            raise ValueError(f"{self.name} has {len(states) - 1} blocks, not {count}.")
+        return [norm(tokens[:, 0]) for tokens in states[-count:]]
+
+    def fingerprint(self) -> str:
+        """
+        A name for the weights, and for what is computed with them.
+
+        Returns:
+            `str`: a hash; equal for equal encoders, wherever they come from.
+        """
+        digest = hashlib.sha256()
+        for model in filter(None, (self.model, self.pretraining)):
+            config = {name: value for name, value in model.config.to_dict().items() if name not in _ABOUT_THE_FILE}
+            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+            for name, tensor in sorted(model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def load_encoder(
+    model: str,
+    *,
+    revision: str | None = None,
+    branch: Branch = "auto",
+    projects: bool = False,
+    position_interpolation: Interpolation = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedEncoder:
+    """
+    Load an encoder to be evaluated.
+
+    Args:
+        model (`str`): What `AutoModel.from_pretrained` loads: a folder, or an id of the Hub.
+        revision (`str`, *optional*): Branch, tag or commit of the Hub.
+        branch (`str`, *optional*, defaults to `"auto"`):
+            `"student"` or `"teacher"` take that branch of the whole model in `pretraining/`; `"auto"` what is published.
+        projects (`bool`, *optional*, defaults to `False`):
+            Whether the whole model is loaded too, for its [`~SSLPreTrainedModel.project`].
+        position_interpolation (`str`, *optional*, defaults to `"auto"`):
+            How a ViT's positions are resized for other image sizes than its own, see
+            [`~hf_ssl.backbones.interpolate_positions`]; `"auto"` is the way of its pretraining, if the folder tells it, else
+            transformers'.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that lies beside the weights may be run.
+
+    Returns:
+        [`LoadedEncoder`]
+
+    Raises:
+        `ValueError`: it cannot be loaded, weights are missing, or it has no image processor.
+    """
+    for name, value, allowed in (
+        ("branch", branch, Branch),
+        ("position_interpolation", position_interpolation, Interpolation),
+    ):
+        if value not in get_args(allowed):
+            raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(get_args(allowed))}.")
+    whole: Any = None
+    try:
+        config = _pretraining_config(model, revision)
+        if branch == "auto" and not projects:
+            encoder, info = AutoModel.from_pretrained(
+                model, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+            _check_complete(info["missing_keys"])
+        elif config is None:
+            raise ValueError(f"There is no {_PRETRAINING}/ in it, and so no student, teacher or projection.")
+        else:
+            whole = AutoModelForPreTraining.from_pretrained(model, subfolder=_PRETRAINING, revision=revision)
+            encoder = whole.export_encoder(None if branch == "auto" else branch)
+        processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model} cannot be evaluated. {error}") from error
+    if hasattr(encoder.config, "mask_ratio"):
+        encoder.config.mask_ratio = 0.0  # a masked autoencoder would hide most of an image
+    if position_interpolation == "auto":
+        position_interpolation = "size" if config is None else config.position_interpolation
+    feature = None if config is None else config.feature
+    return LoadedEncoder(
+        encoder, processor, public_name(model), whole if projects else None, branch, feature, position_interpolation
+    )
+
+
+def _resized(embeddings: Any, method: PositionInterpolation, _: Tensor, height: int, width: int) -> Tensor:
+    grid = (height // embeddings.patch_size, width // embeddings.patch_size)
+    return interpolate_positions(embeddings.position_embeddings, grid, method)
+
+
+def public_name(model: str) -> str:
+    """What an encoder is called in public: its id on the Hub, or the name of its folder."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.exists() else model
+
+
+def _pretraining_config(model: str, revision: str | None) -> SSLConfig | None:
+    """Configuration of the whole model, if it lies beside the encoder."""
+    found = cached_file(
+        model,
+        f"{_PRETRAINING}/config.json",
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    config = None if found is None else AutoConfig.from_pretrained(Path(found).parent)
+    return config if isinstance(config, SSLConfig) else None
+
+
+def _check_complete(missing_keys: set[str]) -> None:
+    """Refuse weights that transformers would leave to chance, but for those of a pooler that is not used."""
+    missing = sorted(name for name in missing_keys if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(f"Weights are missing, and would be random: {', '.join(missing[:3])}.")

@@ -1,0 +1,91 @@
+"""How well an encoder's nearest neighbors tell the class of an image: weighted kNN on frozen features.
+
+    python training/knn.py --model outputs/relvit-digits
+    python training/knn.py --model facebook/dino-vits16 --dataset cifar10 --k 10 20 100 200
+    accelerate launch training/knn.py --model outputs/isl-cifar10 --dataset cifar10 --features projected --k 200
+
+Nothing is trained. Features are kept in files: another k, or another protocol on the same features, computes none again.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from hf_ssl.data import make_source
+from hf_ssl.distributed import close_process_group, rank
+from hf_ssl.evaluation import EvaluationArguments, cached_features, knn_accuracy, random_projection
+from hf_ssl.hub import write_results
+
+
+@dataclass
+class KNNArguments(EvaluationArguments):
+    """kNN of which encoder, on what."""
+
+    k: list[int] = field(
+        default_factory=lambda: [20], metadata={"help": "Neighbors that vote; of several, the first is the main one."}
+    )
+    temperature: float = field(default=0.07, metadata={"help": "Softness of the votes, exp(cosine / temperature)."})
+    features: Literal["encoder", "projected"] = field(
+        default="encoder",
+        metadata={
+            "help": "What is compared: features of the encoder, or what the method's loss makes of them, as ISL's authors do "
+            "(needs pretraining/)."
+        },
+    )
+    random_projection: int | None = field(
+        default=None,
+        metadata={
+            "help": "Compare random projections of the features to this many dimensions: PatchMix's authors do, to 1000."
+        },
+    )
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(KNNArguments).parse_args_into_dataclasses()
+    device = PartialState().device
+    data = args.load_data()
+    encoder = args.load_encoder(projects=args.features == "projected")
+    feature = args.feature(encoder, projected=args.features == "projected")
+    bank, queries = make_source(data.train), make_source(data.test)
+
+    def features_of(images: Any) -> Tensor:
+        (rows,) = cached_features(
+            encoder,
+            images,
+            [feature],
+            folder=args.cache_dir,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            bf16=args.bf16,
+        )
+        rows = rows.to(device)
+        return random_projection(rows, args.random_projection, args.seed) if args.random_projection else rows
+
+    bank_features, query_features = features_of(bank), features_of(queries)
+    if rank() == 0:
+        measured = knn_accuracy(
+            query_features,
+            torch.as_tensor(queries.labels, device=device),
+            bank_features,
+            torch.as_tensor(bank.labels, device=device),
+            data.num_classes,
+            k=args.k if len(args.k) > 1 else args.k[0],
+            temperature=args.temperature,
+        )
+        protocol = args.protocol(encoder, data.test_name, bank, queries) | {"feature": str(feature)}
+        if args.random_projection:
+            protocol["random_projection"] = args.random_projection
+        results = {**measured, "knn_protocol": protocol}
+        if args.output_dir is not None:
+            write_results(args.output_dir, results, update=True)
+        print(json.dumps(results, indent=2))
+    close_process_group()
+
+
+if __name__ == "__main__":
+    main()
