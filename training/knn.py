@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from hf_ssl.data import make_source
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import EvaluationArguments, cached_features, knn_accuracy, random_projection
+from hf_ssl.evaluation.knn import MIN_TEMPERATURE
 from hf_ssl.hub import write_results
 
 
@@ -48,10 +49,16 @@ class KNNArguments(EvaluationArguments):
 def main() -> None:
     (args,) = HfArgumentParser(KNNArguments).parse_args_into_dataclasses()
     device = PartialState().device
-    data = args.load_data()
+    data = args.load_data(args.seed)
     encoder = args.load_encoder(projects=args.features == "projected")
     feature = args.feature(encoder, projected=args.features == "projected")
     bank, queries = make_source(data.train), make_source(data.test)
+    if not 1 <= min(args.k) <= max(args.k) <= len(bank):
+        raise ValueError(f"--k {' '.join(map(str, args.k))} must lie between 1 and the {len(bank)} training images.")
+    if args.temperature < MIN_TEMPERATURE:
+        raise ValueError(f"--temperature {args.temperature} must be at least {MIN_TEMPERATURE}, or votes overflow.")
+    if args.random_projection is not None and args.random_projection < 1:
+        raise ValueError(f"--random_projection {args.random_projection} must be at least 1 dimension.")
 
     def features_of(images: Any) -> Tensor:
         (rows,) = cached_features(
@@ -77,7 +84,11 @@ def main() -> None:
             k=args.k if len(args.k) > 1 else args.k[0],
             temperature=args.temperature,
         )
-        protocol = args.protocol(encoder, data.test_name, bank, queries) | {"feature": str(feature)}
+        protocol = args.protocol(encoder, data.test_name, bank, queries) | {
+            "feature": str(feature),
+            "precision": "bf16" if args.bf16 else "fp32",
+            "seed": args.seed,
+        }
         if args.random_projection:
             protocol["random_projection"] = args.random_projection
         results = {**measured, "knn_protocol": protocol}

@@ -1,11 +1,12 @@
 """Evaluation of frozen encoders, one protocol per file."""
 
-from .arguments import EvaluationArguments
+from .arguments import EncoderArguments, EvaluationArguments, normalization
 from .classification import AccuracyMonitor, classification_accuracy
 from .encoders import FeatureSpec, LoadedEncoder, load_encoder
 from .feature_cache import cached_features
 from .features import POOLINGS, extract_features, pixel_features, pool_features, random_projection
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
+from .linear import FeatureSource, ProbeMonitor, choose_probe
 from .losses import LossMonitor
 from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
 from .patch_retrieval import match_ranks, patch_retrieval
@@ -16,12 +17,16 @@ __all__ = [
     "NUM_QUERIES_SHOWN",
     "POOLINGS",
     "AccuracyMonitor",
+    "EncoderArguments",
     "EvaluationArguments",
+    "FeatureSource",
     "FeatureSpec",
     "KNNMonitor",
     "LoadedEncoder",
     "LossMonitor",
+    "ProbeMonitor",
     "cached_features",
+    "choose_probe",
     "classification_accuracy",
     "evenly_spaced",
     "extract_features",
@@ -31,6 +36,7 @@ __all__ = [
     "load_encoder",
     "match_ranks",
     "nearest_neighbors",
+    "normalization",
     "patch_retrieval",
     "pixel_features",
     "pool_features",

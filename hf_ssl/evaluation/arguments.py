@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from accelerate import PartialState
+from transformers.image_utils import PILImageResampling
 
 from ..arguments import dataset_name
 from ..data import ImageData, load_image_data
@@ -12,8 +13,8 @@ from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_en
 
 
 @dataclass
-class EvaluationArguments:
-    """What is evaluated, on what, and by which feature."""
+class EncoderArguments:
+    """Which encoder is evaluated, on what, and by which feature."""
 
     model: str = field(
         metadata={"help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it."}
@@ -24,10 +25,6 @@ class EvaluationArguments:
             "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
             "imagenet-1k), a Hub id, a folder of images or a folder of parquet files. It needs labels."
         },
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder whose all_results.json gets the numbers; unset, they are printed only."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     encoder: Branch = field(
@@ -61,13 +58,9 @@ class EvaluationArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "A random subset of the training images."})
     max_test_samples: int | None = field(default=None, metadata={"help": "A random subset of the test images."})
     skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
-    batch_size: int = field(default=256, metadata={"help": "Images in a forward pass."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read the images."})
-    bf16: bool = field(default=False, metadata={"help": "Compute features in bfloat16."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where features are kept; unset, hf_ssl/features in the folder HF_HOME."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the subsets, and of all that is drawn."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether code that lies beside the model's weights may be run."}
     )
@@ -92,14 +85,19 @@ class EvaluationArguments:
         )
         if self.image_size is not None:
             mean, std = normalization(encoder.processor)
-            encoder.processor = evaluation_processor(self.image_size, mean, std, self.eval_crop_ratio)
+            encoder.processor = evaluation_processor(
+                self.image_size, mean, std, self.eval_crop_ratio, interpolation(encoder.processor)
+            )
         elif self.eval_crop_ratio is not None:
             raise ValueError(f"--eval_crop_ratio {self.eval_crop_ratio} goes with --image_size: set both, or neither.")
         return encoder.to(PartialState().device)
 
-    def load_data(self) -> ImageData:
+    def load_data(self, seed: int) -> ImageData:
         """
         Load the images.
+
+        Args:
+            seed (`int`): Seed of subsets.
 
         Returns:
             [`~hf_ssl.data.ImageData`]: with labels and a test split.
@@ -108,7 +106,7 @@ class EvaluationArguments:
             self.dataset,
             max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples,
-            seed=self.seed,
+            seed=seed,
             skip_bad_images=self.skip_bad_images,
         )
         if data.num_classes is None or data.test is None:
@@ -144,9 +142,21 @@ class EvaluationArguments:
             "train_fingerprint": train.fingerprint()[:16],
             "test_fingerprint": test.fingerprint()[:16],
             "image_processor": processor_protocol(encoder.processor),
-            "precision": "bf16" if self.bf16 else "fp32",
-            "seed": self.seed,
         }
+
+
+@dataclass
+class EvaluationArguments(EncoderArguments):
+    """The same, for a script that trains nothing by itself."""
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder whose all_results.json gets the numbers; unset, they are printed only."},
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images in a forward pass."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read the images."})
+    bf16: bool = field(default=False, metadata={"help": "Compute features in bfloat16."})
+    seed: int = field(default=0, metadata={"help": "Seed of the subsets, and of all that is drawn."})
 
 
 def normalization(processor: Any) -> tuple[list[float], list[float]]:
@@ -167,6 +177,13 @@ def normalization(processor: Any) -> tuple[list[float], list[float]]:
     if not mean or not std:
         raise ValueError("The image processor does not normalize: leave --image_size out.")
     return list(mean), list(std)
+
+
+def interpolation(processor: Any) -> Literal["bilinear", "bicubic"]:
+    """How an image processor of transformers, or of timm, resizes images; bilinear, if it is not bicubic."""
+    of_timm = getattr(processor, "data_config", {}).get("interpolation")
+    is_bicubic = of_timm == "bicubic" or getattr(processor, "resample", None) == PILImageResampling.BICUBIC
+    return "bicubic" if is_bicubic else "bilinear"
 
 
 def processor_protocol(processor: Any) -> dict[str, Any]:

@@ -19,6 +19,10 @@ from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViews
 from .reported import ReportedResults
 
 
+# Fields of configurations that are known from something else.
+_NO_ARGUMENTS = ("model_type", "modes", "backbone_config", "feature_size")
+
+
 @dataclass(frozen=True)
 class Method:
     """
@@ -294,7 +298,7 @@ def model_arguments(config_class: type[SSLConfig]) -> type:
     help_texts = help_from_docstring(SSLConfig.__doc__) | help_from_docstring(config_class.__doc__)
     arguments = []
     for item in fields(config_class):
-        if item.name not in config_class.__annotations__ or item.name in ("model_type", "modes", "backbone_config"):
+        if item.name not in config_class.__annotations__ or item.name in _NO_ARGUMENTS:
             continue
         default = {"default_factory": item.default_factory} if item.default is MISSING else {"default": item.default}
         metadata = {"help": help_texts[item.name]}

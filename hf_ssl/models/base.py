@@ -139,7 +139,8 @@ class SSLPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: SSLConfig, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)
-        config.backbone_config._attn_implementation = config._attn_implementation
+        if config.backbone_config is not None:
+            config.backbone_config._attn_implementation = config._attn_implementation
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

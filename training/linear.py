@@ -1,0 +1,226 @@
+"""How well a linear classifier of an encoder's frozen features tells the class of an image.
+
+    python training/linear.py --model outputs/relvit-digits
+    python training/linear.py --model facebook/dino-vits16 --dataset cifar10 --num_blocks 4
+    accelerate launch training/linear.py --model outputs/patchmix --method patchmix --recipe cifar10 --dataset cifar10
+
+Classifiers with several learning rates are trained side by side. The one that is reported is chosen on training images
+that are held out, so that no test label has a part in it. Unless --augment is set, as the authors' recipes do, features are
+computed once, and kept in files.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import PIL.Image
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from hf_ssl.arguments import flat_values, parse_over, read_recipe
+from hf_ssl.data import ImageData, make_source
+from hf_ssl.evaluation import (
+    EncoderArguments,
+    FeatureSource,
+    FeatureSpec,
+    LoadedEncoder,
+    ProbeMonitor,
+    cached_features,
+    choose_probe,
+    normalization,
+)
+from hf_ssl.hub import write_results
+from hf_ssl.launch import resume_point, train
+from hf_ssl.models import get_method
+from hf_ssl.models.linear_probe import (
+    LinearProbeConfig,
+    LinearProbesForTraining,
+    LinearProbeViews,
+    LinearProbeViewsConfig,
+)
+from hf_ssl.trainer import SSLTrainer
+from hf_ssl.training_args import SSLTrainingArguments
+
+
+RECIPES = Path(__file__).parent / "recipes"
+IMAGES_OF_A_RATE = 256  # in a step, that a learning rate is for
+
+
+@dataclass
+class LinearArguments(EncoderArguments):
+    """A linear probe of which encoder, on what."""
+
+    method: str | None = field(
+        default=None, metadata={"help": "Whose recipe for linear probing is followed; unset, one for any encoder."}
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a recipe, or path of a yaml file; unset, the dataset's own recipe, else 'default'."
+        },
+    )
+    num_blocks: int = field(
+        default=1, metadata={"help": "Last transformer blocks whose class tokens are put side by side."}
+    )
+    average_pool: bool = field(
+        default=False, metadata={"help": "Whether the mean of the last block's patch tokens comes in as well."}
+    )
+    augment: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on features of a new view (--view_…) of each image in each epoch, at an encoder's cost."
+        },
+    )
+    select_on: Literal["held-out", "test"] = field(
+        default="held-out",
+        metadata={
+            "help": "What chooses learning rate and epoch: training images that are held out, or the test images themselves, "
+            "as in the code of most authors."
+        },
+    )
+    held_out_samples: int | None = field(
+        default=None,
+        metadata={"help": "How many are held out; unset, a tenth of the training images, 10,000 at most."},
+    )
+
+
+def parse() -> tuple[LinearArguments, SSLTrainingArguments, Any, LinearProbeViewsConfig]:
+    """The command line, over the values of a recipe."""
+    argv = sys.argv[1:]
+    (first,) = HfArgumentParser(LinearArguments, add_help=False).parse_args_into_dataclasses(
+        argv, return_remaining_strings=True
+    )[:1]
+    folder = "linear"
+    if first.method is not None:
+        get_method(first.method)
+        folder = f"{first.method}/linear"
+    values = flat_values(LinearProbeViewsConfig, read_recipe(RECIPES, folder, first.recipe, first.dataset))
+    return parse_over(values, LinearArguments, LinearProbeConfig, LinearProbeViewsConfig, "linear", argv)
+
+
+def check(training_args: SSLTrainingArguments) -> None:
+    """Refuse what would make one classifier depend on the others."""
+    if training_args.optim != "sgd" or training_args.weight_decay or training_args.max_grad_norm:
+        raise ValueError(
+            "Classifiers are trained side by side by SGD, without weight decay and clipping: set --optim sgd, "
+            "--weight_decay 0 and --max_grad_norm 0."
+        )
+    if training_args.learning_rate != SSLTrainingArguments.learning_rate:
+        raise ValueError(f"--learning_rate {training_args.learning_rate} is not used: set --learning_rates.")
+
+
+def split(args: LinearArguments, num_images: int, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the training images that are trained on, and of those that choose."""
+    if args.select_on == "test":
+        return list(range(num_images)), []
+    count = args.held_out_samples or min(num_images // 10, 10_000)
+    if not 0 < count < num_images:
+        raise ValueError(f"--held_out_samples {count} must lie between 1 and {num_images - 1}.")
+    order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def training_source(
+    args: LinearArguments,
+    views_config: LinearProbeViewsConfig,
+    encoder: LoadedEncoder,
+    feature: FeatureSpec,
+    data: ImageData,
+    rest: list[int],
+    features: Tensor,
+    labels: Tensor,
+    training_args: SSLTrainingArguments,
+) -> tuple[Any, Any]:
+    """What the classifiers are trained on, and what makes their inputs of a batch of it."""
+    if not args.augment:
+        name = f"{make_source(data.train).fingerprint()} {encoder.fingerprint()} {feature} {len(rest)}"
+        return FeatureSource(features, labels, name), only_inputs
+    mean, std = normalization(encoder.processor)
+    views_config = replace(
+        views_config, image_mean=views_config.image_mean or mean, image_std=views_config.image_std or std
+    )
+    gray = PIL.Image.new("RGB", (64, 64))
+    image_size = encoder.processor(images=gray, return_tensors="pt")["pixel_values"].shape[-1]
+    training_args.augment_on = "device"  # where the encoder is
+
+    def encode(pixel_values: Tensor) -> Tensor:
+        return encoder.features(pixel_values, [feature], training_args.bf16)[0]
+
+    views = LinearProbeViews(views_config, image_size, encode, training_args.seed)
+    return make_source(data.train.select(rest), views), views
+
+
+def only_inputs(batch: dict[str, Tensor], draws: Any = None) -> dict[str, Tensor]:
+    """Of a batch of features, what the classifiers take."""
+    return {"features": batch["features"], "labels": batch["labels"]}
+
+
+def main() -> None:
+    args, training_args, model_args, views_config = parse()
+    check(training_args)
+    seed = training_args.seed
+    data = args.load_data(seed)
+    encoder = args.load_encoder()
+    feature = replace(args.feature(encoder), num_blocks=args.num_blocks, average_pool=args.average_pool)
+    train_images, test_images = make_source(data.train), make_source(data.test)
+    rest, held_out = split(args, len(train_images), seed)
+    features, test_features = (
+        cached_features(
+            encoder,
+            images,
+            [feature],
+            folder=args.cache_dir,
+            batch_size=training_args.per_device_eval_batch_size,
+            num_workers=training_args.dataloader_num_workers,
+            bf16=training_args.bf16,
+        )[0]
+        for images in (train_images, test_images)
+    )
+    labels, test_labels = torch.as_tensor(train_images.labels), torch.as_tensor(test_images.labels)
+    splits = {"test": (test_features, test_labels)}
+    if held_out:
+        splits["held_out"] = (features[held_out], labels[held_out])
+    source, views = training_source(
+        args, views_config, encoder, feature, data, rest, features[rest], labels[rest], training_args
+    )
+
+    config = LinearProbeConfig(feature_size=features.shape[1], num_labels=data.num_classes, **vars(model_args))
+    images_per_step = (
+        training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    )
+    training_args.learning_rate = images_per_step / IMAGES_OF_A_RATE
+    set_seed(seed)
+    trainer = SSLTrainer(LinearProbesForTraining(config), training_args, source, views, ProbeMonitor(splits))
+    train(trainer, resume_point(training_args))
+    if trainer.last_evaluated_step != trainer.state.global_step:
+        trainer.evaluate()
+    if trainer.is_world_process_zero():
+        history = [
+            {name.removeprefix("eval_"): value for name, value in log.items()}
+            for log in trainer.state.log_history
+            if any(name.startswith("eval_test_top1") for name in log)
+        ]
+        chosen = choose_probe(history, config.learning_rates, "held_out" if held_out else "test")
+        protocol = args.protocol(encoder, data.test_name, train_images, test_images) | {
+            "feature": str(feature),
+            "precision": "bf16" if training_args.bf16 else "fp32",
+            "seed": seed,
+            "num_trained_on": len(rest),
+            "selected_by": f"{len(held_out)} held-out training images" if held_out else f"{data.test_name} images",
+            "epochs": trainer.state.epoch,
+            "images_per_step": images_per_step,
+            "learning_rates_for_256_images": config.learning_rates,
+            "augmented": args.augment,
+        }
+        results = {**chosen, "linear_protocol": protocol}
+        write_results(trainer.output_dir, results, update=True)
+        print(json.dumps(results, indent=2))
+    trainer.close()
+
+
+if __name__ == "__main__":
+    main()
