@@ -74,8 +74,10 @@ def neighbors_task():
     return {
         "query_images": bank[:2],
         "bank_images": bank,
-        "neighbors_before": torch.tensor([[0, 1, 2], [3, 4, 5]]),
-        "neighbors_after": torch.tensor([[0, 2, 4], [1, 3, 5]]),
+        "neighbors": {
+            "neighbors before training": torch.tensor([[0, 1, 2], [3, 4, 5]]),
+            "neighbors after training": torch.tensor([[0, 2, 4], [1, 3, 5]]),
+        },
     }
 
 
@@ -94,7 +96,7 @@ def test_neighbors_errors(tmp_path):
     with pytest.raises(ValueError, match="both `query_labels` and `bank_labels`"):
         plot_neighbors(tmp_path / "x.png", **task, query_labels=[0, 1])
     with pytest.raises(ValueError, match=r"number of queries = 2, k\), got \(2, 3\) and \(1, 3\)"):
-        plot_neighbors(tmp_path / "x.png", **(task | {"neighbors_after": torch.zeros(1, 3, dtype=torch.int64)}))
+        plot_neighbors(tmp_path / "x.png", **(task | {"neighbors": {"all": torch.zeros(1, 3, dtype=torch.int64)}}))
 
 
 BLUE, ORANGE, LIGHT_GRAY = (0x00, 0x77, 0xBB), (0xE6, 0x9F, 0x00), (0xBB, 0xBB, 0xBB)

@@ -8,6 +8,7 @@ Nothing is trained. Features are kept in files: another k, or another protocol o
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,8 +47,9 @@ class KNNArguments(EvaluationArguments):
     )
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(KNNArguments).parse_args_into_dataclasses()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure; of several processes, the first one gets the results."""
+    (args,) = HfArgumentParser(KNNArguments).parse_args_into_dataclasses(argv)
     device = PartialState().device
     data = args.load_data(args.seed)
     encoder = args.load_encoder(projects=args.features == "projected")
@@ -74,6 +76,7 @@ def main() -> None:
         return random_projection(rows, args.random_projection, args.seed) if args.random_projection else rows
 
     bank_features, query_features = features_of(bank), features_of(queries)
+    results: dict[str, Any] = {}
     if rank() == 0:
         measured = knn_accuracy(
             query_features,
@@ -95,8 +98,9 @@ def main() -> None:
         if args.output_dir is not None:
             write_results(args.output_dir, results, update=True)
         print(json.dumps(results, indent=2))
-    close_process_group()
+    return results
 
 
 if __name__ == "__main__":
     main()
+    close_process_group()

@@ -11,6 +11,7 @@ computed once, and kept in files.
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +89,8 @@ class LinearArguments(EncoderArguments):
     )
 
 
-def parse() -> tuple[LinearArguments, SSLTrainingArguments, Any, LinearProbeViewsConfig]:
+def parse(argv: Sequence[str]) -> tuple[LinearArguments, SSLTrainingArguments, Any, LinearProbeViewsConfig]:
     """The command line, over the values of a recipe."""
-    argv = sys.argv[1:]
     (first,) = HfArgumentParser(LinearArguments, add_help=False).parse_args_into_dataclasses(
         argv, return_remaining_strings=True
     )[:1]
@@ -159,8 +159,9 @@ def only_inputs(batch: dict[str, Tensor], draws: Any = None) -> dict[str, Tensor
     return {"features": batch["features"], "labels": batch["labels"]}
 
 
-def main() -> None:
-    args, training_args, model_args, views_config = parse()
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Train and measure; of several processes, the first one gets the results."""
+    args, training_args, model_args, views_config = parse(sys.argv[1:] if argv is None else argv)
     check(training_args)
     seed = training_args.seed
     data = args.load_data(seed)
@@ -198,6 +199,7 @@ def main() -> None:
     train(trainer, resume_point(training_args))
     if trainer.last_evaluated_step != trainer.state.global_step:
         trainer.evaluate()
+    results: dict[str, Any] = {}
     if trainer.is_world_process_zero():
         history = [
             {name.removeprefix("eval_"): value for name, value in log.items()}
@@ -220,6 +222,7 @@ def main() -> None:
         write_results(trainer.output_dir, results, update=True)
         print(json.dumps(results, indent=2))
     trainer.close()
+    return results
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ from .classifier_card import write_classifier_card
 from .conversion_card import write_conversion_card
 from .export import evaluation_processor, export_run, save_published, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
+from .report import add_to_card, evaluation_results, report_table
 from .run_card import write_run_card
 
 
 __all__ = [
     "CardResult",
     "ModelCardInfo",
+    "add_to_card",
     "evaluation_processor",
+    "evaluation_results",
     "export_run",
     "render_card",
+    "report_table",
     "save_published",
     "write_classifier_card",
     "write_conversion_card",
