@@ -1,6 +1,7 @@
 """Evaluation of frozen encoders, one protocol per file."""
 
 from .arguments import EncoderArguments, EvaluationArguments, normalization
+from .average_precision import average_precision, mean_average_precision
 from .classification import AccuracyMonitor, classification_accuracy
 from .encoders import FeatureSpec, LoadedEncoder, load_encoder
 from .feature_cache import cached_features
@@ -25,6 +26,7 @@ __all__ = [
     "LoadedEncoder",
     "LossMonitor",
     "ProbeMonitor",
+    "average_precision",
     "cached_features",
     "choose_probe",
     "classification_accuracy",
@@ -35,6 +37,7 @@ __all__ = [
     "knn_votes",
     "load_encoder",
     "match_ranks",
+    "mean_average_precision",
     "nearest_neighbors",
     "normalization",
     "patch_retrieval",
