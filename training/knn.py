@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (args,) = HfArgumentParser(KNNArguments).parse_args_into_dataclasses(argv)
     device = PartialState().device
     data = args.load_data(args.seed)
-    encoder = args.load_encoder(projects=args.features == "projected")
+    encoder = args.load_encoder(args.seed, projects=args.features == "projected")
     feature = args.feature(encoder, projected=args.features == "projected")
     bank, queries = make_source(data.train), make_source(data.test)
     if not 1 <= min(args.k) <= max(args.k) <= len(bank):
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             protocol["random_projection"] = args.random_projection
         results = {**measured, "knn_protocol": protocol}
         if args.output_dir is not None:
-            write_results(args.output_dir, results, update=True)
+            write_results(args.output_dir, results, update=True, replaces="knn_top")
         print(json.dumps(results, indent=2))
     return results
 

@@ -117,7 +117,7 @@ def split(args: LinearArguments, num_images: int, seed: int) -> tuple[list[int],
     """Places of the training images that are trained on, and of those that choose."""
     if args.select_on == "test":
         return list(range(num_images)), []
-    count = args.held_out_samples or min(num_images // 10, 10_000)
+    count = min(num_images // 10, 10_000) if args.held_out_samples is None else args.held_out_samples
     if not 0 < count < num_images:
         raise ValueError(f"--held_out_samples {count} must lie between 1 and {num_images - 1}.")
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -130,15 +130,15 @@ def training_source(
     encoder: LoadedEncoder,
     feature: FeatureSpec,
     data: ImageData,
+    images: Any,
     rest: list[int],
     features: Tensor,
-    labels: Tensor,
     training_args: SSLTrainingArguments,
 ) -> tuple[Any, Any]:
     """What the classifiers are trained on, and what makes their inputs of a batch of it."""
     if not args.augment:
-        name = f"{make_source(data.train).fingerprint()} {encoder.fingerprint()} {feature} {len(rest)}"
-        return FeatureSource(features, labels, name), only_inputs
+        name = f"{images.fingerprint()} {feature} {len(rest)}"
+        return FeatureSource(features[rest], torch.as_tensor(images.labels)[rest], name), only_inputs
     mean, std = normalization(encoder.processor)
     views_config = replace(
         views_config, image_mean=views_config.image_mean or mean, image_std=views_config.image_std or std
@@ -165,11 +165,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     check(training_args)
     seed = training_args.seed
     data = args.load_data(seed)
-    encoder = args.load_encoder()
+    encoder = args.load_encoder(seed)
     feature = replace(args.feature(encoder), num_blocks=args.num_blocks, average_pool=args.average_pool)
     train_images, test_images = make_source(data.train), make_source(data.test)
     rest, held_out = split(args, len(train_images), seed)
-    features, test_features = (
+    config = LinearProbeConfig(num_labels=data.num_classes, **vars(model_args))  # refused before the work begins
+    needed = [test_images] if args.augment and not held_out else [test_images, train_images]
+    test_features, *others = (
         cached_features(
             encoder,
             images,
@@ -179,17 +181,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             num_workers=training_args.dataloader_num_workers,
             bf16=training_args.bf16,
         )[0]
-        for images in (train_images, test_images)
+        for images in needed
     )
-    labels, test_labels = torch.as_tensor(train_images.labels), torch.as_tensor(test_images.labels)
-    splits = {"test": (test_features, test_labels)}
+    features = others[0] if others else test_features[:0]  # of the training images
+    splits = {"test": (test_features, torch.as_tensor(test_images.labels))}
     if held_out:
-        splits["held_out"] = (features[held_out], labels[held_out])
+        splits["held_out"] = (features[held_out], torch.as_tensor(train_images.labels)[held_out])
     source, views = training_source(
-        args, views_config, encoder, feature, data, rest, features[rest], labels[rest], training_args
+        args, views_config, encoder, feature, data, train_images, rest, features, training_args
     )
 
-    config = LinearProbeConfig(feature_size=features.shape[1], num_labels=data.num_classes, **vars(model_args))
+    config.feature_size, config.encoder_fingerprint = test_features.shape[1], encoder.fingerprint()
     images_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     )
@@ -219,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "augmented": args.augment,
         }
         results = {**chosen, "linear_protocol": protocol}
-        write_results(trainer.output_dir, results, update=True)
+        write_results(trainer.output_dir, results, update=True, replaces="linear_")
         print(json.dumps(results, indent=2))
     trainer.close()
     return results

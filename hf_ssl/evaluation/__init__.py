@@ -9,7 +9,7 @@ from .features import POOLINGS, extract_features, pixel_features, pool_features,
 from .knn import knn_accuracy, knn_votes, nearest_neighbors
 from .linear import FeatureSource, ProbeMonitor, choose_probe
 from .losses import LossMonitor
-from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced
+from .monitor import NUM_QUERIES_SHOWN, KNNMonitor, evenly_spaced, evenly_spaced_indices
 from .patch_retrieval import match_ranks, patch_retrieval
 from .similarity import instance_similarity
 
@@ -31,6 +31,7 @@ __all__ = [
     "choose_probe",
     "classification_accuracy",
     "evenly_spaced",
+    "evenly_spaced_indices",
     "extract_features",
     "instance_similarity",
     "knn_accuracy",

@@ -9,6 +9,7 @@ from transformers.image_utils import PILImageResampling
 from ..arguments import dataset_name
 from ..data import ImageData, load_image_data
 from ..hub.export import evaluation_processor
+from .baselines import LARGEST, pixels
 from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_encoder
 
 
@@ -17,7 +18,10 @@ class EncoderArguments:
     """Which encoder is evaluated, on what, and by which feature."""
 
     model: str = field(
-        metadata={"help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it."}
+        metadata={
+            "help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it; or pixels, for the "
+            "pixels themselves in the place of features."
+        }
     )
     dataset: str = field(
         default="digits",
@@ -30,6 +34,12 @@ class EncoderArguments:
     encoder: Branch = field(
         default="auto",
         metadata={"help": "Which encoder of a folder of hf_ssl: the published one (auto), student or teacher."},
+    )
+    random_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Random weights in the place of the encoder's own: what its architecture is worth untrained."
+        },
     )
     pooling: Literal["auto", "class_token", "patch_mean", "pooled"] = field(
         default="auto",
@@ -65,16 +75,19 @@ class EncoderArguments:
         default=False, metadata={"help": "Whether code that lies beside the model's weights may be run."}
     )
 
-    def load_encoder(self, projects: bool = False) -> LoadedEncoder:
+    def load_encoder(self, seed: int, projects: bool = False) -> LoadedEncoder:
         """
         Load the encoder, with the image processor that the arguments ask for, on this process's device.
 
         Args:
+            seed (`int`): Seed of random weights.
             projects (`bool`, *optional*, defaults to `False`): Whether its features are to be projected.
 
         Returns:
             [`LoadedEncoder`]
         """
+        if self.model == "pixels":
+            return pixels(self.image_size or LARGEST).to(PartialState().device)
         encoder = load_encoder(
             self.model,
             revision=self.revision,
@@ -83,6 +96,8 @@ class EncoderArguments:
             position_interpolation=self.position_interpolation,
             trust_remote_code=self.trust_remote_code,
         )
+        if self.random_weights:
+            encoder.reset(seed)
         if self.image_size is not None:
             mean, std = normalization(encoder.processor)
             encoder.processor = evaluation_processor(

@@ -65,6 +65,8 @@ class FeatureSpec:
             raise ValueError(f"num_blocks={self.num_blocks} must be at least 1.")
         if (self.num_blocks > 1 or self.average_pool) and self.pooling != "class_token":
             raise ValueError(f"The last blocks give class tokens, and pooling={self.pooling!r} is another feature.")
+        if (self.num_blocks > 1 or self.average_pool) and self.projected:
+            raise ValueError("A loss projects one feature of an image: leave num_blocks and average_pool out.")
 
     def __str__(self) -> str:
         words = {"class_token": "class token", "patch_mean": "mean of the patch tokens", "pooled": "pooled output"}
@@ -111,14 +113,25 @@ class LoadedEncoder:
         accepted = inspect.signature(model.forward).parameters
         # At the encoder's own image size it changes nothing.
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self._is_masked = hasattr(model.config, "mask_ratio") and "noise" in accepted
         self.feature = feature or self._default_feature()
 
     def _default_feature(self) -> str:
-        """The class token of a transformer, otherwise what the encoder itself pools."""
-        if has_class_token(self.model):
+        """The class token of a transformer, otherwise what the encoder itself pools; timm's know best."""
+        if has_class_token(self.model) and self.model.config.model_type != "timm_wrapper":
             return "class_token"
         gray = self.processor(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
         return "patch_mean" if self.outputs(gray).get("pooler_output") is None else "pooled"
+
+    def reset(self, seed: int) -> None:
+        """Give it random weights, those that transformers begins such a model with."""
+        if self.pretraining is not None:
+            raise ValueError("Random weights have no projection that was trained with them: leave --features out.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(self.model)(self.model.config)
+        self.model.load_state_dict(fresh.state_dict())
+        self.name += " with random weights"
 
     def to(self, device: torch.device | str) -> "LoadedEncoder":
         """Move it to a device."""
@@ -127,7 +140,7 @@ class LoadedEncoder:
             self.pretraining.to(device)  # type: ignore[arg-type]
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def outputs(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
         """
         What the encoder computes.
@@ -140,9 +153,13 @@ class LoadedEncoder:
             `ModelOutput`: see the class of the encoder.
         """
         inputs = pixel_values.to(self.model.device, self.model.dtype)
+        if self._is_masked:  # it would draw an order of the patches
+            side: Any = self.model.config.patch_size
+            num_patches = (inputs.shape[-2] // side) * (inputs.shape[-1] // side)
+            options["noise"] = torch.arange(num_patches, device=inputs.device).expand(len(inputs), -1)
         return self.model(pixel_values=inputs, **self._options, **options)  # type: ignore[no-any-return]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def features(self, pixel_values: Tensor, specs: list[FeatureSpec], bf16: bool = False) -> list[Tensor]:
         """
         Features of images, of one forward pass.
@@ -160,10 +177,27 @@ class LoadedEncoder:
             outputs = self.outputs(pixel_values, **({"output_hidden_states": True} if blocks > 1 else {}))
             return [self._of(outputs, spec).float() for spec in specs]
 
+    def patch_tokens(self, pixel_values: Tensor) -> Tensor | None:
+        """
+        Tokens of patches, where they are.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Processed images, squares.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, rows, columns, dim)`, *optional*: float32; of encoders that give no square
+            grid of tokens, nothing.
+        """
+        tokens = self.outputs(pixel_values).get("last_hidden_state")
+        if tokens is None or tokens.ndim != 3:
+            return None
+        patches = tokens[:, num_prefix_tokens(self.model) :]
+        side = round(patches.shape[1] ** 0.5)
+        return patches.unflatten(1, (side, side)).float() if side * side == patches.shape[1] else None
+
     def _of(self, outputs: ModelOutput, spec: FeatureSpec) -> Tensor:
-        prefix = num_prefix_tokens(self.model)
         if spec.num_blocks == 1 and not spec.average_pool:
-            feature = pool_features(outputs, spec.pooling, prefix)
+            feature = self._pool(outputs, spec.pooling)
             if not spec.projected:
                 return feature
             if self.pretraining is None:
@@ -171,16 +205,21 @@ class LoadedEncoder:
             return self.pretraining.project(feature, None if self.branch == "auto" else self.branch)
         parts = self._class_tokens(outputs, spec.num_blocks)
         if spec.average_pool:
-            mean = pool_features(outputs, "patch_mean", prefix)
+            mean = self._pool(outputs, "patch_mean")
             if spec.num_blocks == 1:
                 return torch.stack([parts[0], mean], dim=-1).flatten(1)
             parts.append(mean)
         return torch.cat(parts, dim=-1)
 
+    def _pool(self, outputs: ModelOutput, pooling: str) -> Tensor:
+        if pooling == "class_token" and not has_class_token(self.model):
+            return pool_features(outputs, pooling, 0)  # refused; the first token may be a register
+        return pool_features(outputs, pooling, num_prefix_tokens(self.model))
+
     def _class_tokens(self, outputs: ModelOutput, count: int) -> list[Tensor]:
         """Of the last blocks, after the final LayerNorm."""
         if count == 1:
-            return [pool_features(outputs, "class_token", num_prefix_tokens(self.model))]
+            return [self._pool(outputs, "class_token")]
         norm = getattr(self.model, "layernorm", None) or getattr(self.model, "norm", None)
         states = outputs.get("hidden_states")
         if norm is None or states is None or not has_class_token(self.model):
@@ -241,7 +280,8 @@ def load_encoder(
         [`LoadedEncoder`]
 
     Raises:
-        `ValueError`: it cannot be loaded, weights are missing, or it has no image processor.
+        `ValueError`: it cannot be loaded, weights are missing, or it has no image processor; or its positions cannot be
+        resized as is asked for.
     """
     for name, value, allowed in (
         ("branch", branch, Branch),
@@ -254,13 +294,24 @@ def load_encoder(
         config = _pretraining_config(model, revision)
         if branch == "auto" and not projects:
             encoder, info = AutoModel.from_pretrained(
-                model, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+                model,
+                revision=revision,
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
             _check_complete(info["missing_keys"])
+            if info["missing_keys"]:
+                encoder.pooler = None  # it would be random
+            if encoder.main_input_name != "pixel_values":
+                raise ValueError(f"A {type(encoder).__name__} takes {encoder.main_input_name}, and not images alone.")
         elif config is None:
             raise ValueError(f"There is no {_PRETRAINING}/ in it, and so no student, teacher or projection.")
         else:
-            whole = AutoModelForPreTraining.from_pretrained(model, subfolder=_PRETRAINING, revision=revision)
+            whole, info = AutoModelForPreTraining.from_pretrained(
+                model, subfolder=_PRETRAINING, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
+            _check_complete(info["missing_keys"])
             encoder = whole.export_encoder(None if branch == "auto" else branch)
         processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -269,6 +320,8 @@ def load_encoder(
         encoder.config.mask_ratio = 0.0  # a masked autoencoder would hide most of an image
     if position_interpolation == "auto":
         position_interpolation = "size" if config is None else config.position_interpolation
+    elif position_interpolation == "scale_factor" and encoder.config.model_type != "vit":
+        raise ValueError(f"An encoder of type {encoder.config.model_type} resizes positions in its own way only.")
     feature = None if config is None else config.feature
     return LoadedEncoder(
         encoder, processor, public_name(model), whole if projects else None, branch, feature, position_interpolation
@@ -300,7 +353,7 @@ def _pretraining_config(model: str, revision: str | None) -> SSLConfig | None:
 
 
 def _check_complete(missing_keys: set[str]) -> None:
-    """Refuse weights that transformers would leave to chance, but for those of a pooler that is not used."""
+    """Refuse weights that transformers would leave to chance, but for those of a pooler."""
     missing = sorted(name for name in missing_keys if not name.startswith("pooler."))
     if missing:
         raise ValueError(f"Weights are missing, and would be random: {', '.join(missing[:3])}.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -58,14 +59,23 @@ def cached_features(
     """
     if not len(images):
         raise ValueError("There are no images to compute features of.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     shared = _protocol(encoder, images, bf16)
-    stores = [_Store(Path(folder or DEFAULT_FOLDER), {**shared, "feature": repr(spec)}, len(images)) for spec in specs]
+    stores = [
+        _Store(Path(folder or DEFAULT_FOLDER), {**shared, **_spec(encoder, spec)}, len(images)) for spec in specs
+    ]
     wanted = [i for i, store in enumerate(stores) if not store.is_complete()]
     if wanted:
         _compute(
             encoder, images, [specs[i] for i in wanted], [stores[i] for i in wanted], batch_size, num_workers, bf16
         )
     return [store.read() for store in stores]
+
+
+def _spec(encoder: LoadedEncoder, spec: FeatureSpec) -> dict[str, str]:
+    """What is computed; branches may differ in nothing but what projects their features."""
+    return {"feature": repr(spec)} | ({"branch": encoder.branch} if spec.projected else {})
 
 
 def _protocol(encoder: LoadedEncoder, images: Any, bf16: bool) -> dict[str, Any]:
@@ -138,18 +148,25 @@ class _Store:
 
     def create(self, dim: int) -> None:
         """Make the files, if they are not there; the space is claimed now, as a full disk would kill a writer later."""
-        if self._rows.exists():
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "protocol.json").write_text(
-            json.dumps(self.protocol, indent=2, sort_keys=True, default=str) + "\n"
-        )
-        part = self._rows.with_suffix(".part")
-        np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(self.num_images, dim))
-        if hasattr(os, "posix_fallocate"):
-            with part.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-        part.rename(self._rows)
+        with WeakFileLock(self.folder / "lock"):  # another run may begin with the same features
+            if self._rows.exists():
+                return
+            for done in self.folder.glob("done-*"):  # of rows that someone has deleted
+                done.unlink()
+            (self.folder / "protocol.json").write_text(
+                json.dumps(self.protocol, indent=2, sort_keys=True, default=str) + "\n"
+            )
+            part = self._rows.with_suffix(".part")
+            try:
+                np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(self.num_images, dim))
+                if hasattr(os, "posix_fallocate"):
+                    with part.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            part.rename(self._rows)
 
     def open(self) -> Any:
         """The rows, to be written."""

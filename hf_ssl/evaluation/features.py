@@ -40,9 +40,9 @@ def num_prefix_tokens(encoder: PreTrainedModel) -> int:
 
 
 def has_class_token(encoder: PreTrainedModel) -> bool:
-    """Whether an encoder of transformers has one."""
-    embeddings = getattr(encoder, "embeddings", None)
-    return any(getattr(embeddings, name, None) is not None for name in ("cls_token", "class_embedding"))
+    """Whether an encoder of transformers, or of timm, has one."""
+    holder = getattr(encoder, "timm_model" if encoder.config.model_type == "timm_wrapper" else "embeddings", None)
+    return any(getattr(holder, name, None) is not None for name in ("cls_token", "class_embedding"))
 
 
 def pool_features(outputs: ModelOutput, pooling: str, num_prefix_tokens: int = 1) -> Tensor:

@@ -138,7 +138,9 @@ def export_run(
     processor.save_pretrained(output_dir / "pretraining")
 
 
-def write_results(output_dir: str | Path, results: dict[str, Any], update: bool = False) -> None:
+def write_results(
+    output_dir: str | Path, results: dict[str, Any], update: bool = False, replaces: str | None = None
+) -> None:
     """
     Write `all_results.json`.
 
@@ -149,8 +151,13 @@ def write_results(output_dir: str | Path, results: dict[str, Any], update: bool 
             Numbers and settings by name.
         update (`bool`, *optional*, defaults to `False`):
             Keep numbers that are already there under other names: those of the run that is evaluated again.
+        replaces (`str`, *optional*):
+            With `update`, what names begin with that are not kept: those of the same protocol.
     """
     path = Path(output_dir) / "all_results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if update and path.is_file() else {}
-    path.write_text(json.dumps(earlier | results, indent=2, sort_keys=True) + "\n")
+    kept = {name: value for name, value in earlier.items() if replaces is None or not name.startswith(replaces)}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(kept | results, indent=2, sort_keys=True) + "\n")
+    part.replace(path)

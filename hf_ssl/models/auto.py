@@ -20,7 +20,7 @@ from .reported import ReportedResults
 
 
 # Fields of configurations that are known from something else.
-_NO_ARGUMENTS = ("model_type", "modes", "backbone_config", "feature_size")
+_NO_ARGUMENTS = ("model_type", "modes", "backbone_config", "feature_size", "encoder_fingerprint")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,30 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    DeiTConfig,
+    DeiTModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    IJepaConfig,
+    IJepaModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
-from hf_ssl.evaluation.features import extract_features, pixel_features, pool_features
+from hf_ssl.evaluation.features import (
+    extract_features,
+    pixel_features,
+    pool_features,
+    processed_batches,
+    random_projection,
+)
 
 
 class Images(Dataset):
@@ -85,6 +105,26 @@ def test_features_equal_a_plain_forward_pass(encoder, processor):
     torch.testing.assert_close(features, outputs.last_hidden_state[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "sizes", "prefix"),
+    [
+        (IJepaModel, IJepaConfig, {"intermediate_size": 32}, 0),
+        (DeiTModel, DeiTConfig, {"intermediate_size": 32}, 2),
+        (Dinov2WithRegistersModel, Dinov2WithRegistersConfig, {"mlp_ratio": 2, "num_register_tokens": 3}, 4),
+    ],
+)
+def test_mean_is_that_of_the_patches(model_class, config_class, sizes, prefix, processor):
+    """Class token, distillation token and registers are none."""
+    torch.manual_seed(0)
+    sizes |= {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    model = model_class(config_class(**sizes)).eval()
+    features, _ = extract_features(model, processor, Images(), pooling="patch_mean")
+    with torch.no_grad():
+        tokens = model(**processor(images=Images().images, return_tensors="pt")).last_hidden_state
+    assert tokens.shape[1] == prefix + 16
+    torch.testing.assert_close(features, tokens[:, prefix:].mean(1))
+
+
 def test_convolutional_encoder_is_pooled(processor):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 6], depths=[1, 1], layer_type="basic")
     features, _ = extract_features(ResNetModel(config), processor, Images(), pooling="pooled", device="cpu")
@@ -138,6 +178,33 @@ def test_memory_holds_features_only(processor):
     tokens = torch.randn(2, 5, 3)
     encoder = torch.nn.Module()
     encoder.device, encoder.dtype = torch.device("cpu"), torch.float32
+    encoder.config, encoder.embeddings = ViTConfig(), SimpleNamespace(cls_token=tokens[:1, :1])
     encoder.forward = lambda pixel_values: BaseModelOutput(last_hidden_state=tokens[: len(pixel_values)])
     features, _ = extract_features(encoder, processor, Images(), pooling="class_token", batch_size=2)
     assert features.untyped_storage().nbytes() == 11 * 3 * 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_in_any_order(processor, workers):
+    batches = [range(7, 9), [0], range(3, 6)]
+    for batch, (pixel_values, labels) in zip(
+        batches, processed_batches(Images(), processor, batches, workers), strict=True
+    ):
+        images = [Images().images[i] for i in batch]
+        assert torch.equal(pixel_values, processor(images=images, return_tensors="pt")["pixel_values"])
+        assert labels == list(batch)
+
+
+def test_random_projection():
+    """As PyTorch draws a new linear layer's weights by Xavier's rule; no global random state is touched."""
+    features = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    state = torch.get_rng_state()
+    projected = random_projection(features, 1000, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(40, 1000, bias=False)
+    torch.manual_seed(3)
+    torch.nn.init.xavier_uniform_(layer.weight)
+    torch.testing.assert_close(projected, layer(features).detach())
+    assert not torch.allclose(random_projection(features, 1000, seed=4), projected)
+    assert random_projection(features.double(), 7).dtype == torch.float64

@@ -13,8 +13,10 @@ from transformers import ViTForImageClassification
 from hf_ssl import PatchMixForPreTraining, mix_patches
 from hf_ssl.backbones import interpolate_positions
 from hf_ssl.data import TensorSource
-from hf_ssl.evaluation import knn_accuracy
+from hf_ssl.evaluation import FeatureSpec, LoadedEncoder, knn_accuracy
+from hf_ssl.hub import evaluation_processor
 from hf_ssl.models.conversion import vit_from_official
+from hf_ssl.models.linear_probe import LinearProbeConfig, LinearProbesForTraining
 from hf_ssl.models.patchmix.convert_patchmix import (
     convert,
     from_official,
@@ -503,27 +505,37 @@ def test_layer_decay_groups(case):
     assert actual == expected
 
 
-def test_linear_probe_steps(case):
-    """Three steps of SGD on frozen class tokens of the published encoder."""
-    hyper = case.info["hyper"]["linear"]
-    encoder = load(case).export_encoder()
-    weight, bias = (case.inputs[f"linear.head.{name}"].clone().requires_grad_() for name in ("weight", "bias"))
-    optimizer = torch.optim.SGD(
-        [weight, bias],
-        lr=hyper["lr"],
-        momentum=hyper["momentum"],
-        weight_decay=hyper["weight_decay"],
-        nesterov="nesterov" in hyper["opt"],
-    )
+def test_linear_probe_steps(case, tmp_path):
+    """Three steps of the trainer, on frozen class tokens of the published encoder."""
+    hyper, inputs = case.info["hyper"]["linear"], case.inputs
+    encoder = LoadedEncoder(load(case).export_encoder(), evaluation_processor(16, [0.5] * 3, [0.5] * 3), "published")
+    batches = iter(zip(inputs["linear.pixel_values"], inputs["linear.labels"], strict=True))
     losses = []
-    for pixel_values, labels in zip(case.inputs["linear.pixel_values"], case.inputs["linear.labels"], strict=True):
-        with torch.no_grad():
-            token = encoder(pixel_values).pooler_output
-        loss = F.cross_entropy(F.linear(token, weight, bias), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
+
+    def views(*_: object) -> dict[str, Tensor]:
+        pixel_values, labels = next(batches)
+        return {"features": encoder.features(pixel_values, [FeatureSpec("class_token")])[0], "labels": labels}
+
+    size = inputs["linear.head.weight"].shape
+    probes = LinearProbesForTraining(
+        LinearProbeConfig(learning_rates=[hyper["lr"]], num_labels=size[0], feature_size=size[1])
+    )
+    probes.load_state_dict({name: inputs[f"linear.head.{name}"][None] for name in ("weight", "bias")})
+    probes.register_forward_hook(lambda _, __, output: losses.append(output.losses["classification"].detach()))
+    args = SSLTrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=DEVICE == "cpu",
+        optim="sgd",
+        optim_args=f"momentum={hyper['momentum']},nesterov={'nesterov' in hyper['opt']}",
+        weight_decay=hyper["weight_decay"],
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_steps=hyper["steps"],
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    SSLTrainer(probes, args, TensorSource(torch.zeros(12, 3, 4, 4, dtype=torch.uint8)), views).train()
     assert_close(torch.stack(losses), case.expected["linear.losses"], rel=5e-6)
-    assert_close(weight.detach(), case.expected["linear.head_after.weight"], rel=5e-6)
-    assert_close(bias.detach(), case.expected["linear.head_after.bias"], rel=5e-6)
+    assert_close(probes.weight[0].detach(), case.expected["linear.head_after.weight"], rel=5e-6)
+    assert_close(probes.bias[0].detach(), case.expected["linear.head_after.bias"], rel=5e-6)

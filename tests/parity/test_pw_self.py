@@ -2,19 +2,26 @@
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
 from hf_ssl.backbones.vit import interpolate_positions
 from hf_ssl.clipping import clip_per_parameter_
-from hf_ssl.evaluation import knn_votes
+from hf_ssl.data import TensorSource
+from hf_ssl.evaluation import FeatureSpec, LoadedEncoder, ProbeMonitor, knn_votes
+from hf_ssl.hub import evaluation_processor
 from hf_ssl.models.conversion import load_checkpoint
+from hf_ssl.models.linear_probe import LinearProbeConfig, LinearProbesForTraining
 from hf_ssl.models.pw_self import PWSelfConfig, PWSelfForPreTraining, match_views
 from hf_ssl.models.pw_self.convert_pw_self import convert, from_official, load_official, to_official
 from hf_ssl.parameter_groups import parameter_groups
 from hf_ssl.schedules import cosine, warmup_cosine
+from hf_ssl.trainer import SSLTrainer
+from hf_ssl.training_args import SSLTrainingArguments
 
 from ..device import DEVICE
 from .cases import Case, assert_close, assert_equal, find_cases
@@ -61,11 +68,12 @@ COMPARED = re.compile(
     | it\d+\.(grad_norm|grad_norm_clipped|student_after|teacher_after)\..+
     | fresh\.(loss|grad_norm\..+|(student|teacher)_after\..+|(student|teacher)_after_full\.pos_embed)
     | ema_m[\d.]+\..+ | final\..+ | trajectory | schedule\.(lr|wd|momentum|teacher_temp) | knn\.k\d+
+    | linear\.(features\.n\d+(_avgpool)?|train_loss_mean|val|(weight|bias)_after|lr_after_epoch)
     """,
     re.VERBOSE,
 )
 # Evaluations, which hf_ssl does not have yet.
-EVALUATIONS = ("copydays.", "copydetect.", "linear.", "mutual_nn.", "retrieval.", "video.", "visualize.")
+EVALUATIONS = ("copydays.", "copydetect.", "mutual_nn.", "retrieval.", "video.", "visualize.")
 
 
 def test_everything_recorded_of_the_pretraining_is_compared(case):
@@ -103,6 +111,78 @@ def test_positions_and_attention(case):
     encoder.set_attn_implementation("eager")
     attentions = encoder(case.inputs["eval.square"], output_attentions=True).attentions
     assert_close(attentions[-1], case.expected["teacher.attention_last.square"], rel=1e-5)
+
+
+def test_features_of_the_last_blocks(case):
+    """Of the teacher, as its folder is evaluated."""
+    case.need("linear.features.")
+    model = load(case)
+    processor = evaluation_processor(case.info["config"]["global_size"], [0.5] * 3, [0.5] * 3)
+    encoder = LoadedEncoder(model.export_encoder(), processor, "teacher")
+    names = [name for name in case.expected if name.startswith("linear.features.")]
+    specs = [
+        FeatureSpec("class_token", int(re.search(r"\.n(\d+)", name)[1]), name.endswith("_avgpool")) for name in names
+    ]
+    for name, rows in zip(names, encoder.features(case.inputs["eval.square"], specs), strict=True):
+        assert_close(rows, case.expected[name], rel=1e-5, name=name)
+
+
+def test_linear_probe(case, tmp_path):
+    """An epoch of the trainer: both batches, and then the learning rate of the next one."""
+    case.need("linear.weight_after")
+    protocol, inputs = case.info["protocol"]["linear"], case.inputs
+    processor = evaluation_processor(case.info["config"]["global_size"], [0.5] * 3, [0.5] * 3)
+    encoder = LoadedEncoder(load(case).export_encoder(), processor, "teacher")
+    spec = FeatureSpec("class_token", protocol["n"], protocol["avgpool"])
+    features = [encoder.features(pixel_values, [spec])[0] for pixel_values in inputs["linear.images"]]
+    batches = list(zip(features, inputs["linear.labels"], strict=True))
+    to_train = iter(batches)
+    losses = []
+
+    def views(*_: object) -> dict[str, Tensor]:
+        return dict(zip(("features", "labels"), next(to_train), strict=True))
+
+    size = inputs["linear.weight"].shape
+    config = LinearProbeConfig(learning_rates=[protocol["lr"]], num_labels=size[0], feature_size=size[1])
+    probes = LinearProbesForTraining(config)
+    probes.load_state_dict({name: inputs[f"linear.{name}"][None] for name in ("weight", "bias")})
+    hook = probes.register_forward_hook(lambda _, __, output: losses.append(output.losses["classification"].detach()))
+    args = SSLTrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=DEVICE == "cpu",
+        optim="sgd",
+        optim_args=f"momentum={protocol['momentum']}",
+        weight_decay=protocol["weight_decay"],
+        learning_rate=1.0,
+        schedule="warmup_in_cosine",
+        schedule_unit="epoch",
+        num_train_epochs=protocol["t_max"],
+        per_device_train_batch_size=len(batches[0][1]),
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    count = sum(len(labels) for _, labels in batches)
+    source = TensorSource(torch.zeros(count, 3, 4, 4, dtype=torch.uint8))
+    trainer = SSLTrainer(probes, args, source, views, callbacks=[StopAfterEpoch()])
+    trainer.train()
+    hook.remove()
+    assert_close(torch.stack(losses).mean(), case.expected["linear.train_loss_mean"], rel=1e-5)
+    assert_close(probes.weight[0].detach(), case.expected["linear.weight_after"], rel=1e-5)
+    assert_close(probes.bias[0].detach(), case.expected["linear.bias_after"], rel=1e-5)
+    next_rate = torch.tensor(trainer.lr_scheduler.get_last_lr()[0], dtype=torch.float64) * protocol["lr"]
+    assert_close(next_rate, case.expected["linear.lr_after_epoch"].cpu(), rel=1e-12)
+    loss = torch.stack([probes(*batch).loss.detach() / protocol["lr"] for batch in batches]).mean()
+    measured = ProbeMonitor({"test": (torch.cat(features), inputs["linear.labels"].flatten())}, 3)(probes)
+    top1, top5 = (measured[f"test_top{k}_lr{protocol['lr']:g}"] for k in (1, 5))
+    found = torch.tensor([loss.item(), top1, top5], dtype=torch.float64)
+    expected = case.expected["linear.val"].cpu()
+    assert_close(found[0], expected[0], rel=1e-5)
+    assert_close(found[1:], expected[1:], rel=1e-12)
+
+
+class StopAfterEpoch(TrainerCallback):
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
 
 
 def test_knn(case):

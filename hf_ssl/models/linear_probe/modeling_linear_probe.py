@@ -64,14 +64,15 @@ class LinearProbesForTraining(SSLPreTrainedModel):
             [`SSLOutput`]: `logits["classification"]` of shape `(batch_size, num_classifiers, num_labels)`; with labels, the
             loss, and the mean cross-entropy as `losses["classification"]`.
         """
-        scores = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, self.bias.shape)
+        with torch.autocast(features.device.type, enabled=False):  # bfloat16 is for the encoder
+            scores = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, self.bias.shape)
         output = SSLOutput(logits={"classification": scores})
         if labels is not None:
             per_image = F.cross_entropy(
                 scores.transpose(1, 2), labels[:, None].expand(scores.shape[:2]), reduction="none"
             )
             losses = per_image.mean(0)
-            output.loss = losses @ self.learning_rates
+            output.loss = (losses * self.learning_rates).sum()  # no product that autocast would round
             output.losses = {"classification": losses.mean()}
         return output
 
