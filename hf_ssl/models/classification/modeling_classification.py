@@ -157,7 +157,7 @@ class ClassifierForTraining(SSLPreTrainedModel):
         Take the weights of a pretrained encoder; the classifier stays as it is initialized.
 
         A ViT that was pretrained without positions has a table of zeros, and keeps the fresh one instead. One for images of
-        another size gets its own, resized.
+        another size gets its own, resized. A class token without a position, as APS has it, goes on without.
 
         Args:
             folder (`str` or `Path`): What `AutoModel.from_pretrained` loads: a folder, or an id of the Hub.
@@ -201,6 +201,8 @@ class ClassifierForTraining(SSLPreTrainedModel):
             logger.warning("The encoder was pretrained without positions: fine-tuning begins with random ones.")
             del weights[name]
             return
+        if not table[:, 0].any():  # APS's class token has no position, and is to get none
+            self.student.use_class_token_position = False  # type: ignore[assignment]
         side = self.config.backbone_config.image_size // patch
         weights[name] = interpolate_positions(table, (side, side))
 
