@@ -1,6 +1,7 @@
 """Fine-tune an encoder to classify images, or train one for it from scratch: the supervised baseline.
 
 accelerate launch training/finetune.py --model outputs/relvit-cifar10 --method relvit --recipe cifar10 --dataset cifar10
+accelerate launch training/finetune.py --model outputs/patchmix-cifar10 --method patchmix --recipe cifar10 --dataset cifar10
 accelerate launch training/finetune.py --model none --backbone vit-small --method relvit --recipe cifar10 --dataset cifar10
 
 What is written is a classifier that transformers loads, with its image processor and the names of its classes.
