@@ -19,7 +19,7 @@ from hf_ssl.views import Draws, View, seeded
 
 POLICY = "rand-m9-mstd0.5-inc1"
 COUNT, SIDE = 12, 16
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+MEAN, STD = [0.2, 0.4, 0.6], [0.229, 0.224, 0.225]
 
 
 def make_views(seed=3, mode="batch", num_labels=5, **options):
@@ -55,7 +55,7 @@ class TestPolicy:
         plain, augmented = (crops_of(read(make_views(auto_augment=name), pictures, KEYS)) for name in (None, POLICY))
         own = rand_augment_transform(
             POLICY,
-            {"translate_const": int(SIDE * 0.45), "img_mean": (124, 116, 104), "interpolation": PILImage.BICUBIC},
+            {"translate_const": int(SIDE * 0.45), "img_mean": (51, 102, 153), "interpolation": PILImage.BICUBIC},
         )
         epoch, index = torch.tensor(KEYS).unbind(1)
         for crop, found, bits in zip(
@@ -138,6 +138,7 @@ class TestPolicy:
     @pytest.mark.parametrize("policy", ["augmix-m5-w4-d2", "original-mstd0.5", "3a", "rand-m9-n3-tweights"])
     def test_other_policies_of_timm(self, pictures, policy):
         views = make_views(auto_augment=policy)
+        assert len(views._augment.transforms) == 1, "colors are the view's"
         first, second = (crops_of(read(views, pictures, KEYS)) for _ in range(2))
         assert torch.equal(first, second) and not torch.equal(
             first, crops_of(read(make_views(auto_augment=None), pictures, KEYS))
