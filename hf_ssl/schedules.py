@@ -149,6 +149,23 @@ def per_epoch(schedule: Schedule, steps_per_epoch: int) -> Schedule:
     return lambda step: schedule(step // steps_per_epoch)
 
 
+def lagged(schedule: Schedule, lag: int) -> Schedule:
+    """
+    A schedule that comes late: its first value is used `lag` times more, and its last ones not at all.
+
+    The authors of PatchMix and APS tell timm's schedule in fine-tuning which epoch is over, so that each epoch has the
+    value of the one before, and the first two have the same.
+
+    Args:
+        schedule (`Callable[[int], float]`): The value in each epoch, or at each step, counted from 0.
+        lag (`int`): By how many of these it comes late; 0 leaves it as it is.
+
+    Returns:
+        `Callable[[int], float]`: the value in each epoch, or at each step.
+    """
+    return lambda step: schedule(max(step - lag, 0))
+
+
 def cosine(start: float, end: float, num_steps: int) -> Schedule:
     """
     Half a cosine wave: PatchMix's and PW-Self's weight decay (0.04 to 0.4) and teacher momentum (0.996 to 1).
@@ -218,7 +235,7 @@ def _linspace(start: float, end: float, num: int, index: int) -> float:
     return start + (end - start) * (index / max(num - 1, 1))
 
 
-SCHEDULES: dict[str, Callable[[float, float, int, int], Schedule]] = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "quarter_cosine": quarter_cosine,
     "warmup_cosine": warmup_cosine,
     "warmup_in_cosine": warmup_in_cosine,

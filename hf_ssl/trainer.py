@@ -48,7 +48,7 @@ from .distributed import close_process_group
 from .loss_log import LossLog, NonFiniteLoss
 from .models import SSLPreTrainedModel, Step
 from .parameter_groups import parameter_groups
-from .schedules import SCHEDULES, Schedule, cosine, per_epoch
+from .schedules import SCHEDULES, Schedule, cosine, lagged, per_epoch
 from .stopping import EpochEndCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
 from .views import Draws, save_views
@@ -61,7 +61,8 @@ Batch = dict[str, Tensor]
 # Arguments that a run should be resumed with as it was started.
 COMPARED_ARGUMENTS = (
     *("data_seed", "gradient_accumulation_steps", "learning_rate", "weight_decay", "max_steps", "num_train_epochs"),
-    *("schedule", "schedule_unit", "warmup_steps", "final_weight_decay", "max_grad_norm"),
+    *("schedule", "schedule_unit", "schedule_lag", "warmup_steps", "warmup_learning_rate", "min_learning_rate"),
+    *("final_weight_decay", "max_grad_norm"),
 )
 
 
@@ -114,7 +115,7 @@ class SSLTrainer(Trainer):
                 f"{len(train_dataset)} training images do not fill one batch of {needed}. Use more images, a smaller "
                 "--per_device_train_batch_size, or --dataloader_drop_last false."
             )
-        self._check_batch_size(args, len(train_dataset), getattr(views, "min_batch_size", 1))
+        self._check_batch_size(args, len(train_dataset), views)
         # Trainer insists on an evaluation dataset when asked to evaluate; the monitor holds its own.
         eval_dataset = train_dataset if monitor is not None else None
         super().__init__(
@@ -160,18 +161,18 @@ class SSLTrainer(Trainer):
             self.add_callback(callback)
 
     @staticmethod
-    def _check_batch_size(args: SSLTrainingArguments, num_images: int, smallest: int) -> None:
+    def _check_batch_size(args: SSLTrainingArguments, num_images: int, views: Any) -> None:
         """Refuse batches that the views cannot be made of, before the run meets them."""
-        if args.train_batch_size < smallest:
+        smallest, multiple = getattr(views, "min_batch_size", 1), getattr(views, "batch_size_multiple", 1)
+        needs = f"at least {smallest} images" if multiple == 1 else f"a multiple of {multiple} images"
+        last = 0 if args.dataloader_drop_last else num_images % args.train_batch_size
+        if args.train_batch_size < smallest or args.train_batch_size % multiple:
+            wrong = "is too small" if args.train_batch_size < smallest else "does not do"
+            raise ValueError(f"per_device_train_batch_size={args.train_batch_size} {wrong}: these views need {needs}.")
+        if 0 < last < smallest or last % multiple:
             raise ValueError(
-                f"per_device_train_batch_size={args.train_batch_size} is too small: these views need at least {smallest} "
-                "images."
-            )
-        last = num_images % args.train_batch_size
-        if not args.dataloader_drop_last and 0 < last < smallest:
-            raise ValueError(
-                f"The last batch of an epoch has {last} of {num_images} images, and these views need at least {smallest}: "
-                "set --dataloader_drop_last true, or another --per_device_train_batch_size."
+                f"The last batch of an epoch has {last} of {num_images} images, and these views need {needs}: set "
+                "--dataloader_drop_last true, or another --per_device_train_batch_size."
             )
 
     def _find_where_to_augment(self) -> str:
@@ -600,11 +601,15 @@ class SSLTrainer(Trainer):
                 f"There is no warm-up: its {warmup:g} steps are less than {'an epoch' if unit > 1 else 'one'}. Set "
                 f"--warmup_steps{' (in steps), or --schedule_unit step' if unit > 1 else ''}."
             )
+        start = {"start": args.warmup_learning_rate} if args.warmup_learning_rate else {}
         schedule = SCHEDULES[args.schedule](
-            args.learning_rate, args.min_learning_rate, math.ceil(num_training_steps / unit), int(warmup / unit)
+            args.learning_rate,
+            args.min_learning_rate,
+            math.ceil(num_training_steps / unit),
+            int(warmup / unit),
+            **start,
         )
-        if unit > 1:
-            schedule = per_epoch(schedule, unit)
+        schedule = per_epoch(lagged(schedule, args.schedule_lag), unit)
         self.lr_scheduler = LambdaLR(optimizer, lambda step: schedule(step) / args.learning_rate)
         self._created_lr_scheduler = True
         return self.lr_scheduler

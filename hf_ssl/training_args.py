@@ -25,6 +25,10 @@ class SSLTrainingArguments(TrainingArguments):
             of transformers is used.
         schedule_unit (`str`, *optional*, defaults to `"step"`):
             What `schedule` counts: every `"step"`, or every `"epoch"`, whose steps then have one learning rate.
+        schedule_lag (`int`, *optional*, defaults to 0):
+            Epochs that `schedule` comes late: with 1, the first two have its first value. For `schedule_unit="epoch"`.
+        warmup_learning_rate (`float`, *optional*, defaults to 0.0):
+            The first value of the warm-up, of the schedule `"warmup_in_cosine"`.
         min_learning_rate (`float`, *optional*, defaults to 0.0):
             Where `schedule` ends.
         weight_decay_rule (`str`, *optional*, defaults to `"matrices"`):
@@ -69,6 +73,15 @@ class SSLTrainingArguments(TrainingArguments):
     )
     schedule_unit: Literal["step", "epoch"] = field(
         default="step", metadata={"help": "Whether --schedule changes the learning rate in every step or every epoch."}
+    )
+    schedule_lag: int = field(
+        default=0,
+        metadata={
+            "help": "Epochs that --schedule comes late, with --schedule_unit epoch: 1 gives the first two its first value."
+        },
+    )
+    warmup_learning_rate: float = field(
+        default=0.0, metadata={"help": "First value of the warm-up, with --schedule warmup_in_cosine."}
     )
     min_learning_rate: float = field(default=0.0, metadata={"help": "Where --schedule ends."})
     weight_decay_rule: WeightDecayRule = field(
@@ -121,6 +134,17 @@ class SSLTrainingArguments(TrainingArguments):
         if self.schedule_unit == "epoch" and self.schedule is None:
             raise ValueError(
                 "schedule_unit='epoch' says how often a schedule changes, and none is set: set --schedule."
+            )
+        if self.schedule_lag < 0:
+            raise ValueError(f"schedule_lag={self.schedule_lag} must not be negative.")
+        if self.schedule_lag and self.schedule_unit != "epoch":
+            raise ValueError(f"schedule_lag={self.schedule_lag} is a number of epochs: set --schedule_unit epoch.")
+        if self.warmup_learning_rate < 0:
+            raise ValueError(f"warmup_learning_rate={self.warmup_learning_rate} must not be negative.")
+        if self.warmup_learning_rate and self.schedule != "warmup_in_cosine":
+            raise ValueError(
+                f"warmup_learning_rate={self.warmup_learning_rate}: only the warm-up of --schedule warmup_in_cosine has a "
+                "first value of one's own; set that schedule, or leave it out."
             )
         rules = get_args(WeightDecayRule)
         if self.weight_decay_rule not in rules:

@@ -1,6 +1,7 @@
 """Fine-tune an encoder to classify images, or train one for it from scratch: the supervised baseline.
 
 accelerate launch training/finetune.py --model outputs/relvit-cifar10 --method relvit --recipe cifar10 --dataset cifar10
+accelerate launch training/finetune.py --model outputs/patchmix-cifar10 --method patchmix --recipe cifar10 --dataset cifar10
 accelerate launch training/finetune.py --model none --backbone vit-small --method relvit --recipe cifar10 --dataset cifar10
 
 What is written is a classifier that transformers loads, with its image processor and the names of its classes.
@@ -11,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import set_seed
@@ -109,6 +110,14 @@ class FinetuneArguments:
             "0.875 from 128 pixels on and 1 below."
         },
     )
+    encoder: str = field(
+        default="auto",
+        metadata={
+            "help": "Which weights to publish, and to choose the best epoch by: those that were trained (student), or their "
+            "moving average (teacher, with --ema_decay); auto takes the average, if there is one.",
+            "choices": ["auto", "student", "teacher"],
+        },
+    )
 
 
 def parse() -> tuple[FinetuneArguments, SSLTrainingArguments, Any, ClassificationViewsConfig]:
@@ -178,6 +187,15 @@ def with_statistics(views: ClassificationViewsConfig, model: str) -> Classificat
     return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
 
 
+def published(args: FinetuneArguments, config: ClassificationConfig) -> Literal["student", "teacher"]:
+    """Which weights are published: those that are trained, or their moving average."""
+    if args.encoder == "teacher" and config.ema_decay is None:
+        raise ValueError(
+            "--encoder teacher: there is no moving average of the weights; set --ema_decay, such as 0.9999."
+        )
+    return "student" if args.encoder == "student" or config.ema_decay is None else "teacher"
+
+
 def split(args: FinetuneArguments, data: ImageData, seed: int) -> tuple[Dataset, Dataset, Dataset | None]:
     """Images to train on, those that choose the best epoch, and those that are measured at the end, if they are others."""
     if data.num_classes is None:
@@ -217,11 +235,20 @@ def evaluate_only(
     batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     monitor = AccuracyMonitor(processor, make_source(test), batch_size, num_workers)
     model.to(training_args.device)
-    results = {**monitor(model), "num_test_images": len(test), "split": data.test_name}
+    path = Path(output_dir) / "all_results.json"
+    which = json.loads(path.read_text()).get("encoder") if path.is_file() else None
+    # What was published is what is measured.
+    measured = {name.replace("finetune_", prefix_of(which)): value for name, value in monitor(model).items()}
+    results = {**measured, "num_test_images": len(test), "split": data.test_name}
     if rank() == 0:
         write_results(output_dir, results, update=True)
         print(json.dumps(results, indent=2))
     close_process_group()
+
+
+def prefix_of(which: str | None) -> str:
+    """What the numbers of the weights, or of their moving average, begin with."""
+    return "finetune_ema_" if which == "teacher" else "finetune_"
 
 
 def shown(names: list[str]) -> str:
@@ -240,23 +267,27 @@ def finish(
 ) -> None:
     """Write the folder that a run leaves behind."""
     output_dir, history = trainer.output_dir, trainer.state.log_history
-    last = next((log for log in reversed(history) if "eval_finetune_top1" in log), {})
+    which = published(args, trainer.model.config)
+    top1 = f"{prefix_of(which)}top1"
+    last = next((log for log in reversed(history) if f"eval_{top1}" in log), {})
     results = {
         **measured,
+        **({} if trainer.model.config.ema_decay is None else {"encoder": which}),
         **selection,
-        "last_epoch_top1": last.get("eval_finetune_top1"),
+        "last_epoch_top1": last.get(f"eval_{top1}"),
         "num_steps": trainer.state.global_step,
         "num_train_images": trainer.num_train_images,
         "train_seconds": round(seconds, 1),
     }
-    classifier = trainer.model.export_classifier(data.class_names)
+    classifier = trainer.model.export_classifier(data.class_names, which)
     save_published(classifier, processor, output_dir)
     write_results(output_dir, results)
     save_trainer_state(trainer)
     history = [{name.removeprefix("eval_"): value for name, value in log.items()} for log in history]
+    accuracies = [name for name in ("finetune_top1", "finetune_ema_top1") if name in measured]
     if not any("finetune_top1" in log for log in history):  # nothing was measured before the end
-        history.append({"step": trainer.state.global_step, "finetune_top1": results["finetune_top1"]})
-    terms = [name for name in ("loss", "finetune_top1") if any(name in log for log in history)]
+        history.append({"step": trainer.state.global_step, **{name: results[name] for name in accuracies}})
+    terms = [name for name in ("loss", *accuracies) if any(name in log for log in history)]
     plot_curves(history, output_dir / "figures" / "curves.png", terms=terms)
     captions = {"curves.png": "Loss and accuracy over the optimizer steps."}
     captions |= draw_vit(classifier.base_model, output_dir / "figures")
@@ -264,8 +295,9 @@ def finish(
     chosen = f"the best of all epochs by {selection['selected_by']}" if selection["selected_by"] else "at the end"
     trust = ", trust_remote_code=True" if needs_remote_code(trainer.model.config.backbone_config) else ""
     print(
-        f"\nTop-1 accuracy: {results['finetune_top1']:.2f} % on {results['num_test_images']:,} {results['split']} images, "
-        f"{chosen}.\n{output_dir} holds the classifier:\n\n"
+        f"\nTop-1 accuracy: {results[top1]:.2f} % on {results['num_test_images']:,} {results['split']} images, {chosen}"
+        f"{', of the moving average of the weights' if which == 'teacher' else ''}.\n"
+        f"{output_dir} holds the classifier:\n\n"
         "    from transformers import pipeline\n"
         f'    classify = pipeline("image-classification", model="{output_dir}"{trust})\n'
     )
@@ -296,13 +328,17 @@ def main() -> None:
     )
     views_config = with_statistics(views_config, args.model)
     views = ClassificationViews(views_config, config, training_args.seed)
-    processor = evaluation_processor(
-        args.image_size, views_config.image_mean, views_config.image_std, args.eval_crop_ratio
+    mean, std, interpolation = (
+        views_config.image_mean,
+        views_config.image_std,
+        get_method(args.method).eval_interpolation,
     )
+    processor = evaluation_processor(args.image_size, mean, std, args.eval_crop_ratio, interpolation)
     batch_size, num_workers = training_args.per_device_eval_batch_size, training_args.dataloader_num_workers
     monitor = AccuracyMonitor(processor, make_source(selecting), batch_size, num_workers)
+    which = published(args, config)
     if training_args.load_best_model_at_end:
-        choose_best_by(training_args, "finetune_top1")
+        choose_best_by(training_args, f"{prefix_of(which)}top1")
     set_seed(training_args.seed)
     model = ClassifierForTraining(config)
     if args.model != "none":

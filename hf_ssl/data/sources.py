@@ -1,7 +1,7 @@
 """Map-style datasets that feed training: every batch is a flat dictionary of tensors."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,12 @@ READ_BATCH_SIZE = 1024
 
 
 class PhotoViews(Protocol):
-    """What [`PhotoSource`] asks of the views it renders: boxes for a whole batch first, then pixels photo by photo."""
+    """
+    What a source asks of the views it renders: boxes for a whole batch first, then pixels photo by photo.
+
+    Views may also have `augment_crops`, a function from the batch that was rendered to one with other pixels, and
+    `crops_when_read`, which says whether images of one size are rendered as photos are.
+    """
 
     def boxes(self, epoch: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
         """
@@ -72,6 +77,18 @@ def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
+def _render(
+    views: PhotoViews, photos: Iterable[PIL.Image.Image], sizes: Tensor, epoch: Tensor, index: Tensor
+) -> dict[str, Tensor]:
+    """A training batch of what views make of decoded photos, of which one at a time is asked for."""
+    boxes = views.boxes(epoch, index, sizes)
+    rendered = [views.render(photo, of_photo) for photo, of_photo in zip(photos, boxes, strict=True)]
+    batch = {name: torch.stack([tensors[name] for tensors in rendered]) for name in rendered[0]}
+    batch |= {"boxes": boxes, "index": index, "epoch": epoch}
+    augment = getattr(views, "augment_crops", None)
+    return batch if augment is None else augment(batch)
+
+
 class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
     """
     Images of one size, decoded once and held in memory.
@@ -81,15 +98,18 @@ class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
             All images, uint8.
         labels (`torch.Tensor` of shape `(num_samples,)`, *optional*):
             Class ids, int64.
+        views ([`PhotoViews`], *optional*):
+            Views to render when a training batch is read; unset, it holds the images.
     """
 
     collate = staticmethod(collate)
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None, views: PhotoViews | None = None) -> None:
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"There are {len(images)} images but {len(labels)} labels; give one label per image.")
         self.images = images
         self.labels = labels
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.images)
@@ -134,13 +154,18 @@ class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
 
         Returns:
             `dict[str, torch.Tensor]`, or a list of samples to collate: `images` of shape
-            `(batch_size, 3, height, width)`, uint8; `index`, `epoch` and, if there are labels, `labels` of shape
-            `(batch_size,)`, int64.
+            `(batch_size, 3, height, width)`, uint8, or what views rendered, as of a [`PhotoSource`]; `index`, `epoch` and, if
+            there are labels, `labels` of shape `(batch_size,)`, int64.
         """
         if isinstance(keys[0], int):
             return [self[key] for key in keys]
         epoch, index = torch.tensor(keys).unbind(dim=1)
-        batch = {"images": self.images[index], "index": index, "epoch": epoch}
+        if self.views is None:
+            batch = {"images": self.images[index], "index": index, "epoch": epoch}
+        else:
+            photos = (PIL.Image.fromarray(self.images[i].permute(1, 2, 0).numpy()) for i in index)
+            sizes = torch.tensor(self.images.shape[2:]).expand(len(index), 2)
+            batch = _render(self.views, photos, sizes, epoch, index)
         if self.labels is not None:
             batch["labels"] = self.labels[index]
         return batch
@@ -235,13 +260,8 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
         rows = self.dataset[index.tolist()]
         photos = list(zip(rows["image"], index.tolist(), strict=True))
         sizes = torch.tensor([image_size(photo, row=row) for photo, row in photos])
-        boxes = self.views.boxes(epoch, index, sizes)
-        rendered = [
-            self.views.render(decode_rgb(photo, row=row), photo_boxes)
-            for (photo, row), photo_boxes in zip(photos, boxes, strict=True)
-        ]
-        batch = {name: torch.stack([tensors[name] for tensors in rendered]) for name in rendered[0]}
-        batch |= {"boxes": boxes, "index": index, "epoch": epoch}
+        decoded = (decode_rgb(photo, row=row) for photo, row in photos)
+        batch = _render(self.views, decoded, sizes, epoch, index)
         if "label" in rows:
             batch["labels"] = torch.tensor(rows["label"])
         return batch
@@ -290,7 +310,7 @@ def make_source(dataset: Dataset, views: PhotoViews | None = None) -> TensorSour
         dataset (`datasets.Dataset`):
             Dataset with an undecoded `image` column and, optionally, a `label` column.
         views ([`PhotoViews`], *optional*):
-            The views that a [`PhotoSource`] renders; a [`TensorSource`] does not use them.
+            The views that a [`PhotoSource`] renders; a [`TensorSource`] only those that say `crops_when_read`.
 
     Returns:
         [`TensorSource`] or [`PhotoSource`]
@@ -309,7 +329,7 @@ def make_source(dataset: Dataset, views: PhotoViews | None = None) -> TensorSour
     if images is None:
         return PhotoSource(dataset, views)
     labels = torch.tensor(dataset["label"][:]) if "label" in dataset.column_names else None
-    return TensorSource(images, labels)
+    return TensorSource(images, labels, views if getattr(views, "crops_when_read", False) else None)
 
 
 def _decode_all(dataset: Dataset, height: int, width: int) -> Tensor | None:

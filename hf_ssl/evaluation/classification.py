@@ -33,7 +33,8 @@ def classification_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 class AccuracyMonitor:
     """
-    Accuracy of a classifier, in training or as it is published, on the same images at every call.
+    Accuracy of a classifier, in training or as it is published, on the same images at every call; of one in training that has
+    a teacher, the teacher's beside it.
 
     Args:
         processor (`BaseImageProcessor`): The evaluation transform.
@@ -55,19 +56,27 @@ class AccuracyMonitor:
                 A classifier in training, or one of transformers; it is left as it is.
 
         Returns:
-            `dict[str, float]`: see [`classification_accuracy`].
+            `dict[str, float]`: see [`classification_accuracy`]; of a teacher `finetune_ema_top1` and so on.
 
         Raises:
             `ValueError`: the images have no labels.
         """
 
+        teacher = getattr(model, "teacher", None)
+        models = [model] if teacher is None else [model, teacher]
+
         def answer(batch: dict[str, Tensor]) -> Tensor:
+            pixel_values = batch["pixel_values"].to(model.device, model.dtype)
             with torch.inference_mode():
-                logits = model(pixel_values=batch["pixel_values"].to(model.device, model.dtype)).logits
-            return logits["classification"] if isinstance(model, SSLPreTrainedModel) else logits
+                logits = [one(pixel_values=pixel_values).logits for one in models]
+            return torch.cat(
+                [of["classification"] if isinstance(model, SSLPreTrainedModel) else of for of in logits], 1
+            )
 
         with evaluation_mode(model):
             logits, labels = extract(answer, self.processor, self.images, self.batch_size, self.num_workers)
         if labels is None:
             raise ValueError("The images have no labels: there is no accuracy to measure.")
-        return classification_accuracy(logits, labels)
+        measured = [classification_accuracy(of_one, labels) for of_one in logits.chunk(len(models), 1)]
+        average = {name.replace("finetune_", "finetune_ema_"): value for name, value in measured[-1].items()}
+        return measured[0] if teacher is None else measured[0] | average

@@ -42,6 +42,10 @@ def write_classifier_card(
     metric = str(args.metric_for_best_model).removeprefix("eval_")
     is_pretrained = arguments["model"] != "none"
     top = (1, 5) if data.num_classes and data.num_classes > 5 else (1,)
+    prefix, other = (
+        ("finetune_ema_", "finetune_") if results.get("encoder") == "teacher" else ("finetune_", "finetune_ema_")
+    )
+    accuracy = {k: results[f"{prefix}top{k}"] for k in top}
     metadata = ModelCardData(
         model_name=name,
         license="apache-2.0",
@@ -58,7 +62,7 @@ def write_classifier_card(
                 dataset_split=results["split"],
                 metric_type="accuracy",
                 metric_name=f"top-{k} accuracy (%)",
-                metric_value=round(results[f"finetune_top{k}"], 2),
+                metric_value=round(accuracy[k], 2),
             )
             for k in top
         ],
@@ -83,7 +87,9 @@ def write_classifier_card(
         image_size=config.backbone_config.image_size,
         hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         results=results,
-        top=top,
+        accuracy=accuracy,
+        is_average=results.get("encoder") == "teacher",
+        other_top1=results.get(f"{other}top1"),
         figures=figures,
         training={
             "recipe": f"{arguments['method']}/{Path(arguments['recipe']).stem}",
@@ -96,14 +102,23 @@ def write_classifier_card(
             "gradient clipping": describe_clipping(args),
             "stochastic depth": f"{config.drop_path_rate:g}",
             "label smoothing": f"{config.label_smoothing:g}",
+            **_augmentation(trainer.views),
+            **({} if config.ema_decay is None else {"moving average": f"decay {config.ema_decay:.10g}"}),
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
         },
         versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-        criterion="the accuracy" if metric == "finetune_top1" else f"`{metric}`",
+        criterion="the accuracy" if metric == f"{prefix}top1" else f"`{metric}`",
         citation=_citation(arguments["model"]),
     )
     ModelCard(content).save(trainer.output_dir / "README.md")
+
+
+def _augmentation(views: Any) -> dict[str, str]:
+    """What is done to images beside crops and colors, where it is."""
+    names = {"auto_augment": "augmentation", "mixup": "mixup", "cutmix": "CutMix"}
+    values = {title: getattr(views.config, name) for name, title in names.items()}
+    return {title: str(value) for title, value in values.items() if value}
 
 
 def _describe(config: Any) -> str:

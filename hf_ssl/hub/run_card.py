@@ -105,7 +105,10 @@ def describe_schedule(args: Any) -> str:
     if not args.schedule and args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
         images = "training" if str(args.metric_for_best_model).endswith("_train") else "test"
         return f"{name}, following {args.metric_for_best_model}: the labels of {images} images have a part in it"
-    return f"{name}, changed once in an epoch" if args.schedule and args.schedule_unit == "epoch" else name
+    if not args.schedule or args.schedule_unit == "step":
+        return name
+    late = f", {args.schedule_lag} epoch{'s' * (args.schedule_lag > 1)} late" if args.schedule_lag else ""
+    return f"{name}, changed once in an epoch{late}"
 
 
 def _weight_decay(args: Any) -> str:

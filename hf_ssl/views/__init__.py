@@ -33,7 +33,7 @@ from .pipeline import (
     render_photo,
     sizes_of,
 )
-from .random import Draws
+from .random import Draws, seeded
 from .resample import apply_weights, canvas_weights, resample, resample_each, resize_weights
 from .single import SingleView
 from .view import View, save_views
@@ -83,6 +83,7 @@ __all__ = [
     "resized_crop",
     "sampling_probabilities",
     "save_views",
+    "seeded",
     "sizes_of",
     "solarize",
     "split_patches",

@@ -132,12 +132,12 @@ def whole_image(sizes: Tensor, flip: Tensor | None = None) -> Tensor:
 def random_erasing(
     draws: Draws,
     sizes: Tensor,
-    scale: Range = (0.02, 0.33),
-    ratio: Range = (0.3, 3.3),
+    scale: Range = (0.02, 1 / 3),
+    ratio: Range = (0.3, 1 / 0.3),
 ) -> Tensor:
     """
-    Boxes with the distribution of `torchvision.transforms.RandomErasing`: area uniform, log aspect ratio (height / width)
-    uniform, smaller than the image on both axes, ten tries; then empty.
+    Boxes with the distribution of `timm.data.random_erasing.RandomErasing`, which is torchvision's with other limits: area
+    uniform, log aspect ratio (height / width) uniform, smaller than the image on both axes, ten tries; then empty.
 
     Args:
         draws ([`Draws`]): One row for each image.

@@ -391,7 +391,7 @@ class MultiViewPipeline:
 
 def random_erase(images: Tensor, draws: Draws, p: float) -> Tensor:
     """
-    Replace a rectangle of some images by noise, as `torchvision.transforms.RandomErasing(p, value="random")` does.
+    Replace a rectangle of some images by noise, as `timm.data.random_erasing.RandomErasing(p, mode="pixel")` does.
 
     Args:
         images (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Normalized images.

@@ -12,8 +12,12 @@ draws.
 
 import hashlib
 import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,3 +220,23 @@ class Draws:
         # bits >> 12 is uniform in -2**51 … 2**51 - 1; the halves keep `uniform` clear of 0 and of 1.
         uniform = ((self.bits(name, *shape) >> 12).double() + 0.5) * 2.0**-52 + 0.5
         return -(-uniform.log()).log()
+
+
+@contextmanager
+def seeded(bits: Sequence[int]) -> Iterator[None]:
+    """
+    A context for functions of others that draw from the global generators of Python and of numpy: inside, these are seeded;
+    afterwards they are as they were.
+
+    Args:
+        bits (`Sequence[int]` of length 2): 64 random bits for each of the two, see [`Draws.bits`]. Seeded alike, both would
+            yield the same numbers.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        random.seed(bits[0] % (1 << 64))  # which drops signs
+        np.random.seed(np.array([bits[1]]).view(np.uint32))
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 from transformers import (
     AutoModel,
@@ -129,8 +131,43 @@ def test_without_smoothing_and_without_labels():
     assert unlabeled.loss is None and torch.equal(unlabeled.logits["classification"], output.logits["classification"])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_targets(smoothing):
+    """timm's loss of timm's smoothed targets; the accuracy is that of the class with the larger share."""
+    model = make("vit", label_smoothing=smoothing).to(DEVICE)
+    images, labels = batch_of(model)
+    plain, smoothed = (mixup_target(labels, 5, 0.7, of) for of in (0.0, smoothing))
+    output = model(images, plain)
+    scores = output.logits["classification"]
+    torch.testing.assert_close(output.loss, SoftTargetCrossEntropy()(scores, smoothed))
+    assert torch.equal(
+        output.metrics["accuracy_classification"], model(images, labels).metrics["accuracy_classification"]
+    )
+    # Of shares that are all or nothing it is the loss of classes.
+    torch.testing.assert_close(model(images, mixup_target(labels, 5)).loss, model(images, labels).loss)
+
+
+def test_average_begins_as_what_it_is_of(tmp_path):
+    """Also where the weights are those of a pretrained encoder; it is saved, loaded, and answers nothing in training."""
+    model = make("resnet", ema_decay=0.9)
+    for step in range(2):
+        weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("teacher.")}
+        assert all(torch.equal(tensor, model.teacher.state_dict()[name]) for name, tensor in weights.items())
+        if step == 0:
+            model.load_encoder(upstream("resnet", tmp_path / "encoder"))
+    assert model.teacher.teacher is None and not model.train().teacher.training and model.training
+    model.teacher.head.weight.data += 1
+    model.save_pretrained(tmp_path / "model", save_original_format=False)
+    loaded = ClassifierForTraining.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.teacher.parameters())
+    with pytest.raises(ValueError, match="no moving average of the weights: train with --ema_decay"):
+        make("vit").export_classifier(which="teacher")
+
+
 def test_options_that_are_refused():
-    for name, values in {"drop_path_rate": (-0.1, 1.0), "label_smoothing": (-0.1, 1.0)}.items():
+    refused = {"drop_path_rate": (-0.1, 1.0), "label_smoothing": (-0.1, 1.0), "ema_decay": (-0.1, 1.0)}
+    for name, values in refused.items():
         for value in values:
             with pytest.raises((ValueError, StrictDataclassError), match=name):
                 make("vit", **{name: value})
@@ -312,6 +349,25 @@ def test_positions_are_kept_or_resized(tmp_path, caplog, side):
     with torch.no_grad():
         expected = stock(images, interpolate_pos_encoding=True).last_hidden_state
         torch.testing.assert_close(model.student.eval()(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("has_position", [False, True])
+def test_class_token_without_position(tmp_path, has_position):
+    """As APS has it: in fine-tuning it gets none either."""
+    folder = upstream("vit", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.position_embeddings"][:, 0] *= has_position
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = make("vit", ema_decay=0.5)
+    model.load_encoder(folder)
+    table = model.student.embeddings.position_embeddings
+    before = table.detach().clone()
+    model(*batch_of(model.to(DEVICE))).loss.backward()
+    torch.optim.AdamW([table], weight_decay=0.1).step()
+    moved = (table.detach().cpu() != before).any(-1)[0]
+    assert moved[1:].all() and moved[0] == has_position
+    published = model.export_classifier(which="student").vit.embeddings.position_embeddings
+    assert published[0, 0].any() == has_position
 
 
 def test_wrong_folders(tmp_path):

@@ -2,33 +2,37 @@
 
 import copy
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from timm.data.mixup import Mixup
-from timm.loss import SoftTargetCrossEntropy
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_ssl import APSForPreTraining
-from hf_ssl.backbones import ViTTrunk
 from hf_ssl.data import TensorSource
 from hf_ssl.models.aps import modeling_aps
 from hf_ssl.models.aps.convert_aps import convert, encoder_to_official, load_official, to_official
+from hf_ssl.models.classification import (
+    ClassificationConfig,
+    ClassificationViews,
+    ClassificationViewsConfig,
+    ClassifierForTraining,
+)
 from hf_ssl.models.conversion import vit_to_official
 from hf_ssl.parameter_groups import parameter_groups
-from hf_ssl.schedules import per_epoch, warmup_in_cosine, warmup_under_cosine
+from hf_ssl.schedules import per_epoch, warmup_under_cosine
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 from hf_ssl.views import overlap_ratio, sampling_probabilities
 
 from ..device import DEVICE
-from ..training.test_recipes_aps import FINETUNE, RECIPES
+from ..training.test_recipes_aps import RECIPES
 from .cases import Case, assert_close, assert_equal, find_cases
+from .finetuning import rates_of_fine_tuning
 from .test_views import aps_boxes
 
 
@@ -338,64 +342,65 @@ def test_schedules(case):
         assert_close(actual, expected.repeat_interleave(steps_per_epoch), rel=1e-12)
 
 
-def test_schedules_of_fine_tuning(case):
+def test_schedules_of_fine_tuning(case, tmp_path):
     """An epoch behind: the authors tell the schedule which epoch is finished, so the first value is used twice."""
     case.need("ft_lr_per_epoch")
     for size in ("tiny", "small", "base"):
         recipe = finetune_recipe(size)
-        assert recipe["schedule"] == "warmup_in_cosine" and recipe["schedule_unit"] == "epoch"
-        epochs = recipe["num_train_epochs"]
-        wave = warmup_in_cosine(
-            recipe["learning_rate"],
-            recipe["min_learning_rate"],
-            epochs,
-            round(recipe["warmup_steps"] * epochs),
-            start=recipe["warmup_learning_rate"],
+        names = (
+            "schedule",
+            "schedule_unit",
+            "schedule_lag",
+            "warmup_steps",
+            "warmup_learning_rate",
+            "min_learning_rate",
         )
-        lag = recipe["schedule_lag"]
-        actual = torch.tensor([wave(max(epoch - lag, 0)) for epoch in range(epochs)], dtype=torch.float64)
-        assert_close(actual, case.expected[f"ft_lr_per_epoch.{size}"].cpu(), rel=1e-12)
+        settings = {name: recipe[name] for name in ("learning_rate", *names)}
+        encoder = load(case).config.backbone_config
+        actual = rates_of_fine_tuning(encoder, tmp_path, recipe["num_train_epochs"], **settings)
+        assert_close(actual, case.expected[f"ft_lr_per_epoch.{size}"].cpu()[:, None].expand(-1, 2), rel=1e-12)
 
 
 # ---- fine-tuning ----
 
 
 def finetune_recipe(size: str = "small") -> dict:
-    return yaml.safe_load((RECIPES / "aps" / "finetune" / FINETUNE["cifar10", size]).read_text())
+    name = "cifar10" if size == "small" else f"cifar10_{size}"
+    return yaml.safe_load((RECIPES / "aps" / "finetune" / f"{name}.yaml").read_text())
 
 
-class Classifier(nn.Module):
-    """The encoder of the checkpoint, of whose tokens the class token is classified."""
+def classifier_of(case: Case, folder: Path) -> ClassifierForTraining:
+    """What fine-tuning begins with: the published encoder of the checkpoint, and the recorded layer on its class token."""
+    encoder, dims = load(case).export_encoder(), case.info["dims"]
+    encoder.save_pretrained(folder)
+    smoothing = finetune_recipe()["label_smoothing"]
+    config = ClassificationConfig(
+        backbone_config=encoder.config, num_labels=dims["classes"], label_smoothing=smoothing, ema_decay=dims["ema"]
+    )
+    model = ClassifierForTraining(config)
+    model.load_encoder(folder)
+    head = {"weight": case.inputs["ft_fc_weight"], "bias": case.inputs["ft_fc_bias"]}
+    for classifier in (model, model.teacher):
+        classifier.head.load_state_dict(head)
+    return model.to(DEVICE).train()
 
-    def __init__(self, case: Case):
-        super().__init__()
-        self.trunk: ViTTrunk = load(case).student.backbone
-        weight, bias = case.inputs["ft_fc_weight"], case.inputs["ft_fc_bias"]
-        self.fc = nn.Linear(*weight.T.shape, device=DEVICE)
-        self.fc.load_state_dict({"weight": weight, "bias": bias})
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.fc(self.trunk(pixel_values)[:, 0])
-
-    def official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        encoder = {name.removeprefix("trunk."): t for name, t in state.items() if name.startswith("trunk.")}
-        head = {name: tensor for name, tensor in state.items() if name.startswith("fc.")}
-        return encoder_to_official(vit_to_official(encoder)) | head
+def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a classifier under the authors' names."""
+    encoder = {name.removeprefix("student."): t for name, t in state.items() if name.startswith("student.")}
+    head = {name.replace("classifier", "fc"): t for name, t in state.items() if name.startswith("classifier.")}
+    return encoder_to_official(vit_to_official(encoder)) | head
 
 
 def mixed(case: Case, kind: str, monkeypatch) -> tuple[Tensor, Tensor]:
-    """timm's Mixup with the settings of the recipe and the recorded draws."""
+    """What the views of the recipe mix, with the recorded draws."""
     case.need(f"ft_{kind}_images")
-    recipe, dims = finetune_recipe(), case.info["dims"]
-    mixup = Mixup(
-        mixup_alpha=recipe["mixup"],
-        cutmix_alpha=recipe["cutmix"],
-        prob=recipe["mixup_prob"],
-        switch_prob=recipe["mixup_switch_prob"],
-        mode=recipe["mixup_mode"],
-        label_smoothing=recipe["label_smoothing"],
-        num_classes=dims["classes"],
+    names = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_mode", "image_mean", "image_std")
+    views_config = ClassificationViewsConfig(**{name: finetune_recipe()[name] for name in names})
+    config = ClassificationConfig(
+        backbone_config=load(case).config.backbone_config, num_labels=case.info["dims"]["classes"]
     )
+    mixup = ClassificationViews(views_config, config)._mixup
     weight = case.inputs[f"ft_{kind}_lambda"].item()
     monkeypatch.setattr(mixup, "_params_per_batch", lambda: (weight, kind == "cutmix"))
     box = case.inputs["ft_cutmix_box"].tolist()
@@ -406,9 +411,12 @@ def mixed(case: Case, kind: str, monkeypatch) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_of_fine_tuning(case, kind, monkeypatch):
+    """The authors smooth the targets, and we the loss."""
     images, targets = mixed(case, kind, monkeypatch)
+    smoothing = finetune_recipe()["label_smoothing"]
     assert_close(images, case.expected[f"ft_{kind}_images"], rel=1e-6)
-    assert_close(targets, case.expected[f"ft_{kind}_targets"], rel=1e-6)
+    smoothed = (1 - smoothing) * targets + smoothing / targets.shape[1]
+    assert_close(smoothed, case.expected[f"ft_{kind}_targets"], rel=1e-6)
 
 
 def decay_of(case: Case) -> float:
@@ -416,47 +424,43 @@ def decay_of(case: Case) -> float:
     return max(group["weight_decay"] for group in case.info["finetune_param_groups"])
 
 
-def test_groups_of_fine_tuning(case):
+def test_groups_of_fine_tuning(case, tmp_path):
     case.need("ft_loss")
-    model = Classifier(case)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    recipe = finetune_recipe()
-    groups = parameter_groups(model, 1.0, decay_of(case), recipe["weight_decay_rule"])
-    decays = {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
-    state = {name: torch.full_like(p.detach(), decays[name]) for name, p in model.named_parameters()}
-    actual = {name: tensor.unique().item() for name, tensor in model.official(state).items()}
+    model = classifier_of(case, tmp_path)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = parameter_groups(model, 1.0, decay_of(case), finetune_recipe()["weight_decay_rule"])
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    state = {name: torch.full_like(p.detach(), decays[p]) for name, p in trained.items()}
+    actual = {name: tensor.unique().item() for name, tensor in official(state).items()}
     expected = {name: group["weight_decay"] for group in case.info["finetune_param_groups"] for name in group["names"]}
     assert actual == {name: pytest.approx(decay) for name, decay in expected.items()}
 
 
-def test_steps_of_fine_tuning(case):
+def test_steps_of_fine_tuning(case, tmp_path, monkeypatch):
     """Two steps on mixed images: the loss, its gradient, the weights and their moving average."""
     case.need("ft_loss")
-    dims, model, recipe = case.info["dims"], Classifier(case), finetune_recipe()
-    groups = parameter_groups(model, dims["ft_lr"], decay_of(case), recipe["weight_decay_rule"])
-    optimizer, criterion = torch.optim.AdamW(groups), SoftTargetCrossEntropy()
-    average = ModelEmaV3(model, decay=dims["ema"], use_warmup=False)
+    model, recipe = classifier_of(case, tmp_path), finetune_recipe()
+    groups = parameter_groups(model, case.info["dims"]["ft_lr"], decay_of(case), recipe["weight_decay_rule"])
+    optimizer = torch.optim.AdamW(groups)
     for number, (kind, expected) in enumerate(zip(("mixup", "cutmix"), case.expected["ft_step_losses"], strict=True)):
-        images, targets = (case.expected[f"ft_{kind}_{name}"] for name in ("images", "targets"))
-        logits = model(images)
-        loss = criterion(logits, targets)
-        assert_close(loss.detach(), expected, rel=1e-5)
+        output = model(*mixed(case, kind, monkeypatch))
+        assert_close(output.loss.detach(), expected, rel=1e-5)
         optimizer.zero_grad()
-        loss.backward()
+        output.loss.backward()
         if number == 0:
-            assert_close(loss.detach(), case.expected["ft_loss"], rel=1e-5)
-            assert_close(logits.detach(), case.expected["ft_logits"], rel=1e-5)
-            gradients = model.official({name: p.grad for name, p in model.named_parameters()})
+            assert_close(output.loss.detach(), case.expected["ft_loss"], rel=1e-5)
+            assert_close(output.logits["classification"].detach(), case.expected["ft_logits"], rel=1e-5)
+            gradients = official({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
             for key in case.expected:
                 if key.startswith("ft_gradnorm."):
                     norm = gradients[key.removeprefix("ft_gradnorm.")].norm()
                     assert_close(norm, case.expected[key], rel=1e-5, name=key)
         optimizer.step()
-        average.update(model)
-    check_sums(case, "ft_after2", model.official(model.state_dict()), rel=1e-6)
-    check_sums(case, "ft_ema_after2", model.official(average.module.state_dict()), rel=1e-6)
-    for network, key in ((model, "ft_eval_logits"), (average.module, "ft_ema_eval_logits")):
-        assert_close(network.eval()(case.inputs["ft_images"]).detach(), case.expected[key], rel=1e-5)
+        model.on_optimizer_step({})
+    for classifier, which in ((model, ""), (model.teacher, "ema_")):
+        check_sums(case, f"ft_{which}after2", official(classifier.state_dict()), rel=1e-6)
+        logits = classifier.eval()(case.inputs["ft_images"]).logits["classification"]
+        assert_close(logits.detach(), case.expected[f"ft_{which}eval_logits"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["finetuned_state_dict.pth", "finetuned_module_OFFICIAL_PICKLE.pth"])

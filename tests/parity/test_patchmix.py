@@ -26,12 +26,13 @@ from hf_ssl.models.patchmix.convert_patchmix import (
 )
 from hf_ssl.models.patchmix.views_patchmix import mix_images, mixing_targets
 from hf_ssl.parameter_groups import parameter_groups
-from hf_ssl.schedules import cosine, warmup_cosine, warmup_in_cosine
+from hf_ssl.schedules import cosine, lagged, warmup_cosine
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 
 from ..device import DEVICE
 from .cases import Case, assert_close, assert_equal, find_cases
+from .finetuning import STEPS_PER_EPOCH, rates_of_fine_tuning
 
 
 pytestmark = pytest.mark.parametrize("case", find_cases("patchmix"), ids=str)
@@ -467,19 +468,29 @@ def test_knn(case):
             assert actual["knn_top5"] == pytest.approx(expected.item(), abs=1e-9)
 
 
-def test_schedules_of_evaluations(case):
+def test_schedule_of_linear_probes(case):
     """An epoch behind: the authors tell the schedule which epoch is finished, so the first value is used twice."""
     linear, expected = schedule_of(case, "linear_lr")
-    wave = cosine(linear["base"], 0.0, linear["epochs"])
-    actual = torch.tensor([wave(max(epoch - 1, 0)) for epoch in range(linear["epochs"])], dtype=torch.float64)
+    wave = lagged(cosine(linear["base"], 0.0, linear["epochs"]), 1)
+    actual = torch.tensor([wave(epoch) for epoch in range(linear["epochs"])], dtype=torch.float64)
     assert_close(actual, expected.cpu(), rel=1e-12)
+
+
+def test_schedule_of_fine_tuning(case, tmp_path):
+    """As the trainer sets it, in the lowest and in the top level: warm-up and minimum are scaled as well."""
     fine, expected = schedule_of(case, "finetune_lr")
-    wave = warmup_in_cosine(
-        fine["base"], fine["min_lr"], fine["epochs"], fine["warmup_epochs"], start=fine["warmup_lr"]
+    actual = rates_of_fine_tuning(
+        load(case).config.backbone_config,
+        tmp_path,
+        fine["epochs"],
+        learning_rate=fine["base"],
+        min_learning_rate=fine["min_lr"],
+        warmup_steps=fine["warmup_epochs"] * STEPS_PER_EPOCH,
+        warmup_learning_rate=fine["warmup_lr"],
+        schedule_lag=1,
+        layer_decay=case.info["hyper"]["finetune"]["layer_decay"],
     )
-    scales = [case.info["finetune_param_groups"][group]["lr_scale"] for group in (0, -1)]
-    actual = [[scale * wave(max(epoch - 1, 0)) for scale in scales] for epoch in range(fine["epochs"])]
-    assert_close(torch.tensor(actual, dtype=torch.float64), expected.cpu(), rel=1e-12)
+    assert_close(actual, expected.cpu(), rel=1e-12)
 
 
 def test_layer_decay_groups(case):

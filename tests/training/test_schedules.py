@@ -10,6 +10,7 @@ from timm.scheduler import CosineLRScheduler
 from hf_ssl.schedules import (
     SCHEDULES,
     cosine,
+    lagged,
     linear_then_constant,
     per_epoch,
     quarter_cosine,
@@ -17,6 +18,7 @@ from hf_ssl.schedules import (
     warmup_in_cosine,
     warmup_under_cosine,
 )
+from hf_ssl.training_args import SSLTrainingArguments
 
 
 VALUES = st.floats(1e-6, 10)
@@ -70,6 +72,30 @@ def test_linear_then_constant_is_linspace(num_warmup_values, steps_per_value):
     expected = np.append(np.linspace(0.04, 0.07, num_warmup_values), [0.07] * 5).repeat(steps_per_value)
     np.testing.assert_allclose(values(schedule, len(expected)), expected, rtol=0, atol=1e-15)
     assert schedule(10**6) == 0.07
+
+
+def test_lag():
+    schedule = warmup_in_cosine(1e-3, 1e-5, 10, 3, start=1e-6)
+    assert values(lagged(schedule, 2), 10) == [schedule(0)] * 2 + values(schedule, 8)
+    assert values(lagged(schedule, 0), 10) == values(schedule, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule_lag": 1, "schedule": "warmup_in_cosine"}, "number of epochs: set --schedule_unit epoch"),
+        ({"schedule_lag": -1}, "schedule_lag=-1 must not be negative"),
+        ({"warmup_learning_rate": 1e-6}, "only the warm-up of --schedule warmup_in_cosine"),
+        (
+            {"warmup_learning_rate": 1e-6, "schedule": "warmup_cosine"},
+            "only the warm-up of --schedule warmup_in_cosine",
+        ),
+        ({"warmup_learning_rate": -1e-6, "schedule": "warmup_in_cosine"}, "must not be negative"),
+    ],
+)
+def test_where_there_is_no_such_thing(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        SSLTrainingArguments(str(tmp_path), use_cpu=True, **options)
 
 
 # ---- against the originals ----

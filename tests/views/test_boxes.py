@@ -1,4 +1,7 @@
+import random
+
 import pytest
+import timm
 import torch
 import torchvision.transforms.functional as TF
 from hypothesis import given, settings
@@ -21,7 +24,7 @@ from hf_ssl.views import (
 
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+ERASED, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's
 
 
 def draws(count, seed=0):
@@ -227,6 +230,31 @@ def test_erasing_has_the_distribution_of_torchvision(height, width, scale, ratio
     expected = statistics(theirs, height, width)
     for name, values in statistics(ours, height, width).items():
         assert stats.ks_2samp(values.numpy(), expected[name].numpy()).pvalue > 1e-3, name
+
+
+def timm_erasings(count, height, width):
+    random.seed(0)
+    erase = timm.data.random_erasing.RandomErasing(1.0, mode="pixel", device="cpu")
+    places = (erase(torch.full((3, height, width), 9.0)) != 9 for _ in range(count))
+    boxes = []
+    for erased in places:
+        rows, columns = erased[0].any(1).nonzero()[:, 0].tolist(), erased[0].any(0).nonzero()[:, 0].tolist()
+        boxes.append((rows[0], columns[0], len(rows), len(columns)) if rows else (0, 0, 0, 0))
+        assert len(rows) * len(columns) == erased[0].sum() and erased[0].equal(erased[2])
+    return torch.tensor(boxes)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (224, 224), (12, 60)])
+def test_erasing_as_it_is_has_the_limits_of_timm(height, width):
+    count = 2000
+    ours, theirs = random_erasing(draws(count), sizes(count, height, width)), timm_erasings(count, height, width)
+    ours, theirs = (statistics(boxes[boxes[:, 2:4].prod(1) > 0], height, width) for boxes in (ours, theirs))
+    for name, values in ours.items():
+        assert stats.ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 1e-3, name
+    if (height, width) == (224, 224):  # hardly any rounding
+        for limits in (ours, theirs):
+            assert limits["area"].min() < 0.022 and 0.331 < limits["area"].max() < 0.336
+            assert 0.29 < limits["ratio"].min() < 0.302 and 3.305 < limits["ratio"].max() < 3.4
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)

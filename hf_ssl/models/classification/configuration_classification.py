@@ -23,6 +23,9 @@ class ClassificationConfig(SSLConfig):
             Label smoothing of the loss.
         freeze_encoder (`bool`, *optional*, defaults to `False`):
             Whether only the classifier learns.
+        ema_decay (`float`, *optional*):
+            Keep a moving average of all weights, the teacher: `ema_decay` of it and the rest of the weights after each
+            optimizer step. It is measured beside them and published in their place.
         num_labels (`int`):
             Classes.
     """
@@ -32,6 +35,7 @@ class ClassificationConfig(SSLConfig):
     drop_path_rate: float | int = 0.0
     label_smoothing: float | int = 0.0
     freeze_encoder: bool = False
+    ema_decay: float | int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -52,6 +56,8 @@ class ClassificationConfig(SSLConfig):
         for name in ("drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); leave it out for no moving average.")
 
 
 __all__ = ["ClassificationConfig"]

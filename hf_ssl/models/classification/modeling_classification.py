@@ -1,7 +1,9 @@
 """A classifier in training: an encoder and a linear layer, and the cross-entropy of its answers."""
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, fill_from, interpolate_p
 from ...evaluation.features import evaluation_mode
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
 from ..batch_norm import synchronize_batch_norm
+from ..momentum import copy_to_teacher, update_teacher
 from .configuration_classification import ClassificationConfig
 
 
@@ -54,7 +57,8 @@ def make_classifier(config: PreTrainedConfig) -> PreTrainedModel:
 class ClassifierForTraining(SSLPreTrainedModel):
     """
     A classifier in training. ViT and Swin are trained with stochastic depth, as in pretraining; other encoders as the
-    classifier that transformers has of them.
+    classifier that transformers has of them. With `ema_decay` it has a `teacher`: a classifier like it, whose weights are
+    the moving average of its own.
 
     Args:
         config ([`ClassificationConfig`]): Its configuration, with `num_labels`.
@@ -76,6 +80,10 @@ class ClassifierForTraining(SSLPreTrainedModel):
         self.post_init()
         if self.classifier is None and not self.head.weight.is_meta:
             init_torch_default(self.head)  # whatever the encoder's own classifier begins with
+        self.teacher: ClassifierForTraining | None = None
+        if config.ema_decay is not None:
+            self.teacher = copy.deepcopy(self)
+            self.teacher.config.ema_decay = None
         self.freeze()
 
     @torch.no_grad()
@@ -104,8 +112,10 @@ class ClassifierForTraining(SSLPreTrainedModel):
         return head
 
     def freeze(self) -> None:
-        """Freeze the encoder, if only the classifier is to learn; of encoders of others, what has no part in the answer, such
-        as the token of masked patches: DDP would wait for its gradient."""
+        """Freeze the teacher; the encoder, if only the classifier is to learn; of encoders of others, what has no part in the
+        answer, such as the token of masked patches: DDP would wait for its gradient."""
+        if self.teacher is not None:
+            self.teacher.requires_grad_(False)
         if self.config.freeze_encoder:
             self.requires_grad_(False)
             self.head.requires_grad_(True)
@@ -134,8 +144,10 @@ class ClassifierForTraining(SSLPreTrainedModel):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen encoder stays in eval mode: the statistics of its batch norms are a part of it."""
+        """A frozen encoder stays in eval mode: the statistics of its batch norms are a part of it. So does the teacher."""
         super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
         if self.config.freeze_encoder:
             self.student.eval()
         return self
@@ -145,7 +157,7 @@ class ClassifierForTraining(SSLPreTrainedModel):
         Take the weights of a pretrained encoder; the classifier stays as it is initialized.
 
         A ViT that was pretrained without positions has a table of zeros, and keeps the fresh one instead. One for images of
-        another size gets its own, resized.
+        another size gets its own, resized. A class token without a position, as APS has it, goes on without.
 
         Args:
             folder (`str` or `Path`): What `AutoModel.from_pretrained` loads: a folder, or an id of the Hub.
@@ -179,6 +191,8 @@ class ClassifierForTraining(SSLPreTrainedModel):
             raise ValueError(
                 f"{folder} holds another encoder than this classifier's: {', '.join(sorted(others)[:3])}."
             )
+        for average, part in self._averages():
+            copy_to_teacher(average, part)
 
     def _adapt_positions(self, weights: dict[str, Tensor]) -> None:
         name, patch = "embeddings.position_embeddings", self.config.backbone_config.patch_size
@@ -187,8 +201,23 @@ class ClassifierForTraining(SSLPreTrainedModel):
             logger.warning("The encoder was pretrained without positions: fine-tuning begins with random ones.")
             del weights[name]
             return
+        if not table[:, 0].any():  # APS's class token has no position, and is to get none
+            self.student.use_class_token_position = False  # type: ignore[assignment]
         side = self.config.backbone_config.image_size // patch
         weights[name] = interpolate_positions(table, (side, side))
+
+    def _averages(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Each part of the teacher, if there is one, and what it is the average of."""
+        if self.teacher is not None:
+            for name, average in self.teacher.named_children():
+                yield average, self.get_submodule(name)
+
+    @torch.no_grad()
+    def on_optimizer_step(self, values: dict[str, float]) -> None:
+        for average, part in self._averages():
+            update_teacher(average, part, float(self.config.ema_decay or 0))
+            for target, source in zip(average.buffers(), part.buffers(), strict=True):
+                target.copy_(source)
 
     def step_inputs(self, step: Step) -> dict[str, Tensor]:
         if not self.config.drop_path_rate or self.config.freeze_encoder:
@@ -203,14 +232,14 @@ class ClassifierForTraining(SSLPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
                 Normalized images.
-            labels (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
-                Classes.
+            labels (`torch.Tensor` of shape `(batch_size,)`, int64, or `(batch_size, num_labels)`, float, *optional*):
+                Classes; or the share of each class, of images that are mixed.
             drop_path_keep (`torch.Tensor` of shape `(depth, 2, batch_size)`, bool, *optional*):
                 Branches that stochastic depth keeps, see [`~ClassifierForTraining.step_inputs`].
 
         Returns:
             [`SSLOutput`]: `logits["classification"]` of shape `(batch_size, num_labels)`; with labels, the loss and the
-            accuracy.
+            accuracy, of mixed images that by the class of the largest share.
         """
         if isinstance(self.student, ViTTrunk):
             scores = self.head(self.student(pixel_values, drop_path_keep=drop_path_keep)[:, 0])
@@ -222,20 +251,34 @@ class ClassifierForTraining(SSLPreTrainedModel):
         if labels is not None:
             output.loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
             output.losses = {"classification": output.loss}
-            output.metrics = {"accuracy_classification": (scores.detach().max(1).indices == labels).float().mean()}
+            classes = labels if labels.ndim == 1 else labels.max(1).indices
+            output.metrics = {"accuracy_classification": (scores.detach().max(1).indices == classes).float().mean()}
         return output
 
-    def export_classifier(self, class_names: list[str] | None = None) -> PreTrainedModel:
+    def export_classifier(
+        self, class_names: list[str] | None = None, which: Literal["student", "teacher"] | None = None
+    ) -> PreTrainedModel:
         """
         The classifier to publish.
 
         Args:
             class_names (`list[str]`, *optional*): Name of each class.
+            which (`str`, *optional*): `"student"`, the weights, or `"teacher"`, their moving average; unset, the latter, if
+                there is one.
 
         Returns:
             `PreTrainedModel`: of the class that transformers has for it, in eval mode, float32, with its own copy of the
             weights.
+
+        Raises:
+            `ValueError`: there is no moving average.
         """
+        if which == "teacher" and self.teacher is None:
+            raise ValueError(
+                "There is no moving average of the weights: train with --ema_decay, or publish the student."
+            )
+        if which != "student" and self.teacher is not None:
+            return self.teacher.export_classifier(class_names)
         config = type(self.config.backbone_config).from_dict(self.config.backbone_config.to_dict())
         names = class_names or [str(i) for i in range(self.config.num_labels or 0)]
         config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
