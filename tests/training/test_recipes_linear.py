@@ -19,7 +19,6 @@ DATA = {
     "cifar100": (256, 384),
     "imagenet-1k": (1024, 1536),
 }  # images in a step, in an evaluation
-lagging = pytest.mark.xfail(strict=True, raises=ValueError, reason="schedule_lag")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,6 @@ def check_view(views, interpolation):
     assert views.image_mean is None and views.image_std is None, "of the encoder"
 
 
-@lagging
 @pytest.mark.parametrize("dataset", DATA)
 @pytest.mark.parametrize("size", PATCHMIX)
 def test_patchmix(parse, dataset, size):
@@ -78,7 +76,6 @@ def test_patchmix(parse, dataset, size):
     assert args.select_on == "held-out", "ours: theirs is --select_on test"
 
 
-@lagging
 def test_recipe_of_the_dataset(parse):
     args, training_args, model_args, _ = parse("--method", "patchmix", "--dataset", "imagenet-1k")
     assert args.recipe == "imagenet-1k" and model_args.learning_rates == [0.02]
