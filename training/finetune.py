@@ -28,7 +28,7 @@ from transformers import (
 from hf_ssl.arguments import build_backbone_config, flat_values, parse_over, read_recipe
 from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.distributed import close_process_group, rank
-from hf_ssl.evaluation import AccuracyMonitor
+from hf_ssl.evaluation import AccuracyMonitor, normalization
 from hf_ssl.figures import draw_vit, plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
@@ -177,13 +177,12 @@ def with_statistics(views: ClassificationViewsConfig, model: str) -> Classificat
     found: Any = IMAGENET
     if model != "none":
         try:
-            processor: Any = AutoImageProcessor.from_pretrained(model)
+            mean, std = normalization(AutoImageProcessor.from_pretrained(model))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{model} has no image processor: set --image_mean and --image_std. {error}") from error
-        of_timm = getattr(processor, "data_config", {})
-        found = {name: getattr(processor, name, None) or of_timm.get(name.removeprefix("image_")) for name in IMAGENET}
-        if not all(found.values()):
-            raise ValueError(f"The image processor of {model} does not normalize: set --image_mean and --image_std.")
+            raise ValueError(
+                f"How {model} wants pixels normalized is not known: set --image_mean and --image_std. {error}"
+            ) from error
+        found = {"image_mean": mean, "image_std": std}
     return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
 
 

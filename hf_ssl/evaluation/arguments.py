@@ -190,7 +190,7 @@ def normalization(processor: Any) -> tuple[list[float], list[float]]:
     of_timm = getattr(processor, "data_config", {})
     mean, std = (getattr(processor, f"image_{name}", None) or of_timm.get(name) for name in ("mean", "std"))
     if not mean or not std:
-        raise ValueError("The image processor does not normalize: leave --image_size out.")
+        raise ValueError("The image processor does not normalize.")
     return list(mean), list(std)
 
 
