@@ -23,7 +23,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,faiss]"
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/patchmix_passes.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/aps_sampling.py
@@ -33,6 +33,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trainer_overhead.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ema_and_clipping.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/knn.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
