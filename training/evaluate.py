@@ -4,7 +4,8 @@
     accelerate launch training/evaluate.py --model facebook/dino-vits16 --dataset cifar10 --output_dir outputs/dino-cifar10
 
 Each protocol is a script of its own with more options: knn.py, linear.py. The numbers are written into all_results.json, with
-how they were measured beside them, and as a table into evaluation.md; and into the model card, if the folder has one.
+how they were measured beside them, and as a table into evaluation.md; and into the encoder's own model card, if --output_dir
+is its folder.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from hf_ssl.figures import (
     plot_patch_colors,
     require_matplotlib,
 )
-from hf_ssl.hub import add_to_card, evaluation_results, report_table
+from hf_ssl.hub import add_to_card, evaluation_results, report_table, write_results
 from hf_ssl.hub.run_card import dataset_id_of
 from hf_ssl.scripts import knn, linear
 
@@ -65,6 +66,7 @@ class EvaluateArguments(EvaluationArguments):
 
 def main() -> None:
     (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()
+    args.protocols = [name for part in args.protocols for name in part.split(",") if name]
     if not args.protocols or set(args.protocols) - set(PROTOCOLS):
         raise ValueError(f"--protocols {' '.join(args.protocols)} must name some of {', '.join(PROTOCOLS)}.")
     if args.output_dir is None:
@@ -78,16 +80,22 @@ def main() -> None:
         Split(source, source.labels, features_of(args, encoder, source, specs)[0])
         for source in (make_source(data.train), make_source(data.test))
     )
+    args.k = [k for k in args.k if k <= len(train.images)] or [len(train.images)]
     common = list(flags(args, [item.name for item in fields(EncoderArguments)]))
     results: dict[str, Any] = {}
     if "knn" in args.protocols:
         own = flags(args, ["k", "batch_size", "num_workers", "bf16", "seed", "output_dir"])
         results |= knn.main([*common, *own])
     if "linear" in args.protocols:
-        own = flags(args, ["num_blocks", "average_pool", "bf16", "seed", "output_dir"])
+        own = [
+            *flags(args, ["num_blocks", "average_pool", "bf16", "seed"]),
+            "--output_dir",
+            f"{args.output_dir}/linear",
+        ]
         sizes = ["--per_device_eval_batch_size", args.batch_size, "--dataloader_num_workers", args.num_workers]
         results |= linear.main([*common, *own, *map(str, sizes)])
     if results:  # this is the first process
+        write_results(str(args.output_dir), results, update=True, replaces=r"linear_")
         write_report(args, results, draw(args, encoder, data, train, test))
 
 
@@ -168,7 +176,8 @@ def write_report(args: EvaluateArguments, results: dict[str, Any], figures: dict
     rows = evaluation_results(results, dataset_id_of(args.dataset))
     table = report_table(rows)
     (folder / "evaluation.md").write_text(table)
-    if (folder / "README.md").is_file():
+    is_of_this_model = Path(args.model).resolve() == folder.resolve() and not args.random_weights
+    if is_of_this_model and (folder / "README.md").is_file():
         add_to_card(folder / "README.md", rows, figures)
     print(f"\n{table}")
 

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             protocol["random_projection"] = args.random_projection
         results = {**measured, "knn_protocol": protocol}
         if args.output_dir is not None:
-            write_results(args.output_dir, results, update=True, replaces="knn_top")
+            write_results(args.output_dir, results, update=True, replaces=r"knn_top[15](_k\d+)?$")
         print(json.dumps(results, indent=2))
     return results
 

@@ -113,6 +113,12 @@ def check(training_args: SSLTrainingArguments) -> None:
         raise ValueError(f"--learning_rate {training_args.learning_rate} is not used: set --learning_rates.")
 
 
+def share_out(training_args: SSLTrainingArguments, num_images: int) -> None:
+    """Of a step's images each process gets its share, so that their number changes nothing; small data make small steps."""
+    wanted = min(training_args.per_device_train_batch_size, num_images)
+    training_args.per_device_train_batch_size = max(1, wanted // training_args.world_size)
+
+
 def split(args: LinearArguments, num_images: int, seed: int) -> tuple[list[int], list[int]]:
     """Places of the training images that are trained on, and of those that choose."""
     if args.select_on == "test":
@@ -192,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
 
     config.feature_size, config.encoder_fingerprint = test_features.shape[1], encoder.fingerprint()
+    share_out(training_args, len(rest))
     images_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     )

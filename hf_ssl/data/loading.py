@@ -91,7 +91,7 @@ def load_image_data(
         max_test_samples (`int`, *optional*):
             Take a random subset of the test split, of this size.
         seed (`int`, *optional*, defaults to 0):
-            Seed of the subsets and of the held-out split.
+            Seed of the subsets.
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Whether to leave out images that cannot be decoded, instead of raising an error.
         revision (`str`, *optional*):
@@ -148,7 +148,7 @@ def load_image_data(
         class_names = _readable(train_features[label_column].names)
 
     if "test" not in splits and label_column is not None and len(splits["train"]) > 1:
-        splits = _hold_out(name, splits["train"], seed)
+        splits = _hold_out(name, splits["train"])
         test_name = "held-out"
     num_classes = None if class_names is None else len(class_names)
     if label_column is not None and num_classes is None:
@@ -411,14 +411,15 @@ def _readable(class_names: list[str]) -> list[str]:
     return [wordnet.label_name_to_description(name) for name in class_names]
 
 
-def _hold_out(name: str, dataset: Dataset, seed: int) -> dict[str, Dataset]:
+def _hold_out(name: str, dataset: Dataset) -> dict[str, Dataset]:
+    """The same images in every run, whatever its seed: what one run was trained on must not test another's encoder."""
     labels = np.asarray(dataset["label"][:])
     num_held_out = min(max(round(HELD_OUT_FRACTION * len(dataset)), 1), MAX_HELD_OUT)
     counts = np.unique(labels, return_counts=True)[1]
     stratified = counts.min() >= 2 and len(counts) <= num_held_out
     how = "in the proportions of the classes" if stratified else "at random, as some classes are small"
     train, test = train_test_split(
-        np.arange(len(dataset)), test_size=num_held_out, random_state=seed, stratify=labels if stratified else None
+        np.arange(len(dataset)), test_size=num_held_out, random_state=0, stratify=labels if stratified else None
     )
     logger.warning(
         f"Dataset {name!r} has no test split: {num_held_out} of {len(dataset)} training samples are held out, {how}."

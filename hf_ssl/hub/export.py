@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,12 +153,12 @@ def write_results(
         update (`bool`, *optional*, defaults to `False`):
             Keep numbers that are already there under other names: those of the run that is evaluated again.
         replaces (`str`, *optional*):
-            With `update`, what names begin with that are not kept: those of the same protocol.
+            With `update`, a regular expression of the beginnings of names that are not kept: those of the same protocol.
     """
     path = Path(output_dir) / "all_results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if update and path.is_file() else {}
-    kept = {name: value for name, value in earlier.items() if replaces is None or not name.startswith(replaces)}
+    kept = {name: value for name, value in earlier.items() if replaces is None or not re.match(replaces, name)}
     part = path.with_suffix(".part")
     part.write_text(json.dumps(kept | results, indent=2, sort_keys=True) + "\n")
     part.replace(path)

@@ -368,7 +368,9 @@ def test_held_out_split_is_stratified_disjoint_and_deterministic(tmp_path, caplo
     train, test = file_names(data.train), file_names(data.test)
     assert len({*train, *test}) == 100 and not {*train} & {*test}
     assert file_names(load_image_data(str(tmp_path / "set"), seed=3).test) == test
-    assert file_names(load_image_data(str(tmp_path / "set"), seed=4).test) != test
+    assert file_names(load_image_data(str(tmp_path / "set"), seed=4).test) == test, (
+        "or a run would test what another learned"
+    )
 
 
 def test_held_out_split_of_small_classes_is_random(tmp_path, caplog):

@@ -118,8 +118,8 @@ def make_pw_self(**overrides: Any) -> PWSelfForPreTraining:
 def make_isl(**overrides: Any) -> ISLForPreTraining:
     """ISL with a ResNet of four blocks, two rounds, three epochs of the generator in each, and loose thresholds."""
     torch.manual_seed(0)
-    # On CPUs without AVX-512, torch 2.15's gradient of strided 1x1 convolutions of 4 channels, channels last, writes beyond its
-    # memory.
+    # Of 4 channels, channels last, torch 2.15 writes the weight gradient of a strided 1x1 convolution beyond its memory, on
+    # CPUs without AVX-512.
     backbone = CifarResNetConfig(
         layer_type="basic", embedding_size=8, hidden_sizes=[8, 8, 8, 16], depths=[1, 1, 1, 1], image_size=16
     )

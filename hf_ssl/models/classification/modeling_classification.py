@@ -124,7 +124,10 @@ class ClassifierForTraining(SSLPreTrainedModel):
                 parameter.requires_grad_(False)
 
     def _unused_parameters(self) -> list[nn.Parameter]:
-        size, parameters = self.config.backbone_config.image_size, list(self.student.parameters())
+        size, parameters = (
+            self.config.backbone_config.image_size,
+            [p for p in self.student.parameters() if p.requires_grad],
+        )
         image = torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
         with evaluation_mode(self.student), torch.enable_grad():
             answer = self.student(image).logits.sum()
