@@ -422,7 +422,11 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, flags, message):
 # ---- recipes ----
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for path in RECIPES.glob("*/*.yaml") if path.parent.name in METHODS),
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_recipes_make_a_model(path):
     """Every recipe parses to the last key, and its model and views fit together."""
     method = path.parent.name
