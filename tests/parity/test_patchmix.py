@@ -349,7 +349,7 @@ def test_gradients(case, tmp_path):
             # 1e-5 where the numbers were recorded; another processor's products in float32 were off by 2e-5.
             assert_close(actual, expected, rel=3e-5, name=key)
     total = torch.stack([gradient.double().norm() for gradient in official.values()]).norm()
-    assert_close(total, case.expected["grad_l2.total"], rel=1e-5)
+    assert_close(total, case.expected["grad_l2.total"], rel=3e-5)
 
 
 def check_sums(case: Case, group: str, weights: dict[str, Tensor]) -> None:
