@@ -175,6 +175,19 @@ def _check(info: ModelCardInfo) -> None:
                 )
 
 
+def index_entry(result: CardResult) -> EvalResult:
+    """A result as the model-index has it."""
+    return EvalResult(
+        task_type=result.task_type,
+        dataset_type=result.dataset_id or result.dataset,
+        dataset_name=result.dataset,
+        dataset_split=result.split,
+        metric_type=result.metric_type,
+        metric_name=result.metric_name,
+        metric_value=round(result.value, 2),
+    )
+
+
 def render_card(info: ModelCardInfo) -> ModelCard:
     """
     Renders the model card of a pretrained encoder, with its results as model-index.
@@ -198,19 +211,7 @@ def render_card(info: ModelCardInfo) -> ModelCard:
         pipeline_tag="image-classification" if info.num_classes else "image-feature-extraction",
         tags=["hf_ssl", "self-supervised-learning", info.method.lower()],
         datasets=[info.dataset_id] if info.dataset_id else None,
-        eval_results=[
-            EvalResult(
-                task_type=result.task_type,
-                dataset_type=result.dataset_id or result.dataset,
-                dataset_name=result.dataset,
-                dataset_split=result.split,
-                metric_type=result.metric_type,
-                metric_name=result.metric_name,
-                metric_value=round(result.value, 2),
-            )
-            for result in info.results
-        ]
-        or None,
+        eval_results=[index_entry(result) for result in info.results] or None,
     )
     columns = {"before training": "before_training", "raw pixels": "raw_pixels"}
     feature_code, feature_text = FEATURES[info.pooling]

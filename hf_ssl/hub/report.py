@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import ModelCard
 
-from .model_card import CardResult
+from .model_card import CardResult, index_entry
 
 
 TITLE = "## Evaluation"
@@ -122,18 +122,7 @@ def add_to_card(path: Path, results: Sequence[CardResult], figures: Mapping[str,
         figures (`Mapping[str, str]`): Captions of pictures, by their paths relative to the card.
     """
     card = ModelCard.load(path)
-    entries = [
-        EvalResult(
-            task_type=result.task_type,
-            dataset_type=result.dataset_id or result.dataset,
-            dataset_name=result.dataset,
-            dataset_split=result.split,
-            metric_type=result.metric_type,
-            metric_name=result.metric_name,
-            metric_value=round(result.value, 2),
-        )
-        for result in results
-    ]
+    entries = [index_entry(result) for result in results]
     kept = [
         old for old in card.data.eval_results or () if not any(old.is_equal_except_value(entry) for entry in entries)
     ]
