@@ -205,7 +205,8 @@ def test_what_chooses():
     def chosen(config, measures, **given):
         args = {"load_best_model_at_end": True, "metric_for_best_model": None, "greater_is_better": None, **given}
         args = SimpleNamespace(**args)
-        choose(args, config, measures)
+        script = SimpleNamespace(dataset="photos", knn_train_samples=0)
+        choose(script, args, config, measures, SimpleNamespace(num_classes=3))
         return args.metric_for_best_model, args.greater_is_better
 
     upstream = make_model().config
