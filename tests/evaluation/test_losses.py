@@ -202,11 +202,11 @@ def test_what_chooses():
     """What is asked for, or else the method's own; nothing where the last model is kept."""
     choose = runpy.run_path(str(SCRIPT))["check_selection"]
 
-    def chosen(config, measures, **given):
+    def chosen(config, measures, num_classes=3, **given):
         args = {"load_best_model_at_end": True, "metric_for_best_model": None, "greater_is_better": None, **given}
         args = SimpleNamespace(**args)
         script = SimpleNamespace(dataset="photos", knn_train_samples=0)
-        choose(script, args, config, measures, SimpleNamespace(num_classes=3))
+        choose(script, args, config, measures, SimpleNamespace(num_classes=num_classes))
         return args.metric_for_best_model, args.greater_is_better
 
     upstream = make_model().config
@@ -219,5 +219,7 @@ def test_what_chooses():
     assert chosen(upstream, None, **asked) == ("knn_top1", True)
     assert chosen(upstream, None, load_best_model_at_end=False) == (None, None)
     for name in ("validation_loss", "eval_validation_accuracy_relations"):
-        with pytest.raises(ValueError, match=f"chosen by {name}"):
+        with pytest.raises(ValueError, match=f"chosen by {name.removeprefix('eval_')}, and there are no test"):
             chosen(upstream, None, metric_for_best_model=name)
+    with pytest.raises(ValueError, match="chosen by knn_top1, and photos has no labels"):
+        chosen(upstream, None, num_classes=None, metric_for_best_model="knn_top1")
