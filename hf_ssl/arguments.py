@@ -29,7 +29,25 @@ from .training_args import SSLTrainingArguments
 
 
 @dataclass
-class PretrainArguments:
+class DataArguments:
+    """Which images."""
+
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
+            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
+        },
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the dataset on the Hub."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "A random subset of the training images."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
+
+
+@dataclass
+class PretrainArguments(DataArguments):
     """What to pretrain, and on what."""
 
     method: str = field(default="relvit", metadata={"help": f"The method: {', '.join(METHODS)}."})
@@ -39,13 +57,6 @@ class PretrainArguments:
     recipe: str | None = field(
         default=None,
         metadata={"help": "Name of a recipe or path of a yaml file; unset, the dataset's own recipe, else 'default'."},
-    )
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
-            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files."
-        },
     )
     backbone: str = field(
         default="vit-tiny",
@@ -60,8 +71,6 @@ class PretrainArguments:
     patch_size: int = field(default=16, metadata={"help": "Side of a patch of a ViT, in pixels."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout in the encoder (a ViT)."})
     attention_dropout: float = field(default=0.0, metadata={"help": "Dropout of the attention weights."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
-    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
     eval_crop_ratio: float | None = field(
         default=None,
         metadata={
@@ -187,7 +196,11 @@ def build_inputs(
         `tuple`: the data, the configuration of the model, the views, and the source of the training images.
     """
     data = load_image_data(
-        args.dataset, max_train_samples=args.max_train_samples, seed=seed, skip_bad_images=args.skip_bad_images
+        args.dataset,
+        max_train_samples=args.max_train_samples,
+        seed=seed,
+        skip_bad_images=args.skip_bad_images,
+        revision=args.dataset_revision,
     )
     config = build_config(args, model_args, data)
     views = get_method(args.method).views_class(views_config, config, seed)

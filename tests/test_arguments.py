@@ -1,6 +1,7 @@
 """Configurations made of several views: flat on the command line and in recipes, nested in Python."""
 
 import dataclasses
+import sys
 import types
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ from hf_ssl import arguments
 from hf_ssl.arguments import PretrainArguments, flat_arguments, flat_values, from_flat_values, parse_with_recipe
 from hf_ssl.help import documented
 from hf_ssl.models.relvit import RelViTViewsConfig
+from training import finetune, pretrain
 
 
 @documented
@@ -183,3 +185,11 @@ def test_configurations_without_views_keep_their_arguments():
         assert (item.name, item.type, item.metadata) == (expected.name, expected.type, expected.metadata)
     defaults = vars(flat_arguments(RelViTViewsConfig)())
     assert from_flat_values(RelViTViewsConfig, defaults) == RelViTViewsConfig()
+
+
+@pytest.mark.parametrize("script", [pretrain, finetune])
+def test_revision_of_the_dataset_is_asked_for(script, monkeypatch, tmp_path):
+    flags = ["--dataset", "digits", "--dataset_revision", "v2", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["script", *flags])
+    with pytest.raises(ValueError, match="`revision='v2'` was given for 'digits', which is not on the Hub"):
+        script.main()

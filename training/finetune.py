@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from hf_ssl.arguments import build_backbone_config, flat_values, parse_over, read_recipe
+from hf_ssl.arguments import DataArguments, build_backbone_config, flat_values, parse_over, read_recipe
 from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import AccuracyMonitor, normalization
@@ -51,8 +51,8 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 
 
 @dataclass
-class FinetuneArguments:
-    """What to fine-tune, and on what."""
+class FinetuneArguments(DataArguments):
+    """What to fine-tune, and on what: images with labels."""
 
     model: str | None = field(
         default=None,
@@ -74,13 +74,6 @@ class FinetuneArguments:
             "recipe, else 'default'."
         },
     )
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
-            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files. It needs labels."
-        },
-    )
     backbone: str = field(default="vit-tiny", metadata={"help": "With --model none, the encoder, as in pretraining."})
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the images, in pixels; unset, that of the encoder (of none: 224)."}
@@ -93,7 +86,6 @@ class FinetuneArguments:
         default=None,
         metadata={"help": "Dropout of the attention weights (of a ViT); unset, that of its configuration."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on a random subset of this size."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Measure on a random subset of this size."})
     validation_samples: int = field(
         default=0,
@@ -102,7 +94,6 @@ class FinetuneArguments:
             "of most authors."
         },
     )
-    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
     eval_crop_ratio: float | None = field(
         default=None,
         metadata={
@@ -238,7 +229,12 @@ def evaluate_only(
     which = json.loads(path.read_text()).get("encoder") if path.is_file() else None
     # What was published is what is measured.
     measured = {name.replace("finetune_", prefix_of(which)): value for name, value in monitor(model).items()}
-    results = {**measured, "num_test_images": len(test), "split": data.test_name}
+    results = {
+        **measured,
+        "num_test_images": len(test),
+        "split": data.test_name,
+        "dataset_revision": data.revision,
+    }
     if rank() == 0:
         write_results(output_dir, results, update=True)
         print(json.dumps(results, indent=2))
@@ -276,6 +272,7 @@ def finish(
         "last_epoch_top1": last.get(f"eval_{top1}"),
         "num_steps": trainer.state.global_step,
         "num_train_images": trainer.num_train_images,
+        "dataset_revision": data.revision,
         "train_seconds": round(seconds, 1),
     }
     classifier = trainer.model.export_classifier(data.class_names, which)
@@ -310,6 +307,7 @@ def main() -> None:
         max_test_samples=args.max_test_samples,
         seed=training_args.seed,
         skip_bad_images=args.skip_bad_images,
+        revision=args.dataset_revision,
     )
     train_images, selecting, test_images = split(args, data, training_args.seed)
     if not training_args.do_train:

@@ -215,7 +215,7 @@ def evaluate_only(
     classes = model.config.num_labels if "classification" in getattr(model.config, "tasks", ()) else None
     if classes not in (None, data.num_classes):
         raise ValueError(f"{folder} tells {classes} classes, and --dataset {args.dataset} has {data.num_classes}.")
-    results = monitor(model) | monitor.settings
+    results = monitor(model) | monitor.settings | {"dataset_revision": data.revision}
     if validation is not None:
         validation.processor = monitor.processor
         validation.views = type(validation.views)(validation.views.config, model.config, validation.views.seed)
@@ -251,6 +251,7 @@ def finish(
         "data_wait_percent": round(100 * trainer.data_seconds / seconds, 2),
         "num_steps": step,
         "num_train_images": trainer.num_train_images,
+        "dataset_revision": data.revision,
         **(trainer.method_callback.results() if trainer.method_callback is not None else {}),
     }
     if trainer.args.load_best_model_at_end and trainer.state.best_global_step:

@@ -52,7 +52,10 @@ class ImageData:
         num_classes (`int`, *optional*):
             Number of classes, if the images have labels.
         test_name (`str`):
-            Name of the test split: that of the registry, `"test"`, or `"held-out"` for a tenth of the training split.
+            Name of the test split in the data, such as `"validation"`, or `"held-out"` for a tenth of the training split;
+            `"test"` also where there is none.
+        revision (`str`, *optional*):
+            Commit of the dataset on the Hub that was loaded; unset for local data, and where it is not known.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ImageData:
     class_names: list[str] | None
     num_classes: int | None
     test_name: str
+    revision: str | None = None
 
 
 def load_image_data(
@@ -95,7 +99,7 @@ def load_image_data(
         skip_bad_images (`bool`, *optional*, defaults to `False`):
             Whether to leave out images that cannot be decoded, instead of raising an error.
         revision (`str`, *optional*):
-            Branch, tag or commit of a dataset on the Hub.
+            Branch, tag or commit of a dataset on the Hub; by default the last commit of its main branch.
         image_column (`str`, *optional*):
             Column that holds the images; by default the only one that can.
         label_column (`str`, *optional*):
@@ -115,7 +119,8 @@ def load_image_data(
             raise ValueError(f"`{argument}` is {value}; give at least 1, or leave it out to take all samples.")
 
     check_images = skip_bad_images
-    test_name = "test"
+    test_name: str | None = "test"
+    commit = None
     folder = Path(name).expanduser()
     on_hub = name != "digits" and (name in DATASETS or not folder.exists())
     if revision is not None and not on_hub:
@@ -130,13 +135,12 @@ def load_image_data(
         if info is None:
             if name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1:
                 raise FileNotFoundError(f"There is no folder {name!r}; check the path. {_suggest(name)}")
-            splits = _load_hub(name, None, None, None, revision)
+            splits, test_name, commit = _load_hub(name, None, None, None, revision)
         else:
             image_column, label_column = image_column or info.image_column, label_column or info.label_column
-            splits = _load_hub(info.path, info.config, info.train_split, info.test_split, revision)
-            test_name = info.test_split
+            splits, test_name, commit = _load_hub(info.path, info.config, info.train_split, info.test_split, revision)
     else:
-        splits, is_image_folder = _load_folder(name, folder)
+        splits, test_name, is_image_folder = _load_folder(name, folder)
         check_images = check_images or is_image_folder
 
     train_features = splits["train"].features
@@ -159,7 +163,9 @@ def load_image_data(
             splits[key] = splits[key].shuffle(seed=seed).select(range(max_samples))
     if check_images:
         splits = {key: verify_images(split, skip_bad_images=skip_bad_images) for key, split in splits.items()}
-    return ImageData(name, splits["train"], splits.get("test"), class_names, num_classes, test_name)
+    return ImageData(
+        name, splits["train"], splits.get("test"), class_names, num_classes, test_name or "test", revision=commit
+    )
 
 
 def _load_digits() -> dict[str, Dataset]:
@@ -175,7 +181,8 @@ def _load_digits() -> dict[str, Dataset]:
 
 def _load_hub(
     path: str, config: str | None, train_split: str | None, test_split: str | None, revision: str | None
-) -> dict[str, Dataset]:
+) -> tuple[dict[str, Dataset], str | None, str | None]:
+    """The splits, the name of the test split, and the commit."""
     try:
         builder = load_dataset_builder(path, config, revision=revision)
     except (DatasetNotFoundError, ConnectionError, HFValidationError) as error:
@@ -190,8 +197,17 @@ def _load_hub(
             f"Dataset {path!r} cannot be loaded as a whole ({' '.join(str(error).split())}); "
             "save the wanted part as train*.parquet and test*.parquet and give that folder."
         ) from error
-    data_files = builder.config.data_files
-    available = list(data_files)
+    # Without an answer from the Hub, or without such a revision there, `datasets` takes what lies in its cache.
+    from_cache = builder.name == "cache"
+    if from_cache and revision not in (None, builder.hash):
+        raise FileNotFoundError(
+            f"Revision {revision!r} of dataset {path!r} cannot be loaded from the Hub, and the cache holds "
+            f"{builder.hash!r}; check the revision and the network, or leave it out."
+        )
+    commit = builder.hash if builder.repo_id and re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
+    # Names are strings or `NamedSplit`s.
+    data_files = {str(split): files for split, files in (builder.config.data_files or {}).items()}
+    available = list(builder.info.splits if from_cache else data_files)
     train_split = (
         train_split or _first_of(TRAIN_NAMES, available) or (available[0] if len(available) == 1 else "train")
     )
@@ -206,9 +222,11 @@ def _load_hub(
     if builder.name == "parquet":
         # load_dataset(path, split=...) downloads every split; naming the files downloads only those.
         files = {key: list(data_files[split]) for key, split in wanted.items()}
-        return dict(load_dataset("parquet", data_files=files, features=builder.info.features))
-    splits = load_dataset(path, config, revision=revision)
-    return {key: splits[split] for key, split in wanted.items()}
+        splits = load_dataset("parquet", data_files=files, features=builder.info.features)
+        return dict(splits), test_split, commit
+    # By this builder, as a branch may get another commit any time.
+    builder.download_and_prepare()
+    return {key: builder.as_dataset(split=split) for key, split in wanted.items()}, test_split, commit
 
 
 def _suggest(name: str) -> str:
@@ -222,7 +240,8 @@ def _first_of(names: Iterable[str], available: Iterable[str]) -> str | None:
     return next((spelled[name] for name in names if name in spelled), None)
 
 
-def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], bool]:
+def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], str | None, bool]:
+    """The splits, the name of the test split, and whether the images lie in files of their own."""
     if not folder.is_dir():
         raise ValueError(f"{name!r} is a file; give the folder that holds the images or the parquet files.")
     image_folders: set[tuple[str, ...]] = set()
@@ -256,9 +275,9 @@ def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], bool]:
             "move one kind elsewhere, so that it is clear which is the dataset."
         )
     if image_folders:
-        return _load_images(name, folder, image_folders | metadata_folders), True
+        return *_load_images(name, folder, image_folders | metadata_folders), True
     if parquet_files:
-        return _load_parquet(name, folder, sorted(parquet_files)), False
+        return *_load_parquet(name, folder, sorted(parquet_files)), False
     found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5)) or "nothing"
     raise FileNotFoundError(
         f"Folder {name!r} holds no images and no parquet files (found: {found}); "
@@ -266,7 +285,9 @@ def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], bool]:
     )
 
 
-def _load_images(name: str, folder: Path, image_folders: set[tuple[str, ...]]) -> dict[str, Dataset]:
+def _load_images(
+    name: str, folder: Path, image_folders: set[tuple[str, ...]]
+) -> tuple[dict[str, Dataset], str | None]:
     tops = {parts[0] if parts else "" for parts in image_folders}
     train_top, test_top = _first_of(TRAIN_NAMES, tops), _first_of(TEST_NAMES, tops)
     if train_top and (test_top or tops == {train_top}):
@@ -279,6 +300,7 @@ def _load_images(name: str, folder: Path, image_folders: set[tuple[str, ...]]) -
         }
         classes = {parts[1:] for group in by_split.values() for parts in group}
     else:
+        test_top = None
         by_split = {"train": list(image_folders)}
         classes = image_folders
 
@@ -293,15 +315,18 @@ def _load_images(name: str, folder: Path, image_folders: set[tuple[str, ...]]) -
         key: [os.path.join(glob.escape(str(folder.resolve().joinpath(*parts))), "*") for parts in sorted(group)]
         for key, group in by_split.items()
     }
-    return dict(load_dataset("imagefolder", data_files=data_files, drop_labels=not has_labels))
+    return dict(load_dataset("imagefolder", data_files=data_files, drop_labels=not has_labels)), test_top
 
 
-def _load_parquet(name: str, folder: Path, files: list[Path]) -> dict[str, Dataset]:
+def _load_parquet(name: str, folder: Path, files: list[Path]) -> tuple[dict[str, Dataset], str | None]:
     by_split: dict[str, list[str]] = {}
     num_rows: Counter[str] = Counter()
     for file in files:
         # The file, or else its folder, begins with the name of the split: data/test-00000-of-00001.parquet.
-        parts = (re.match("train|test|val", part.lower()) for part in reversed(file.relative_to(folder).parts))
+        parts = (
+            re.match("train|test|validation|valid|val", part.lower())
+            for part in reversed(file.relative_to(folder).parts)
+        )
         split = next((match[0] for match in parts if match), "")
         by_split.setdefault(split, []).append(glob.escape(str(file.resolve())))
         try:
@@ -315,7 +340,7 @@ def _load_parquet(name: str, folder: Path, files: list[Path]) -> dict[str, Datas
             f"Folder {name!r} has no training split: its parquet files are {[file.name for file in files]}; "
             "let the names of the training files begin with 'train'."
         )
-    test_split = _first_of(("test", "val"), by_split)
+    test_split = _first_of(TEST_NAMES, by_split)
     wanted = {"train": "train"} | ({"test": test_split} if test_split else {})
     for split in wanted.values():
         if num_rows[split] == 0:
@@ -323,7 +348,8 @@ def _load_parquet(name: str, folder: Path, files: list[Path]) -> dict[str, Datas
     unused = [file for split, group in by_split.items() if split not in wanted.values() for file in group]
     if unused:
         logger.warning(f"Folder {name!r}: {len(unused)} parquet files belong to no split that is used: {unused[:3]}")
-    return dict(load_dataset("parquet", data_files={key: by_split[split] for key, split in wanted.items()}))
+    splits = load_dataset("parquet", data_files={key: by_split[split] for key, split in wanted.items()})
+    return dict(splits), test_split
 
 
 def _find_image_column(name: str, features: Features, image_column: str | None) -> str:

@@ -1,12 +1,15 @@
 """Map-style datasets that feed training: every batch is a flat dictionary of tensors."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -18,6 +21,7 @@ from .images import decode_rgb, image_size
 logger = logging.get_logger(__name__)
 
 MAX_DECODED_BYTES = 4 * 2**30
+MAX_HASHED_BYTES = 4 * 2**30  # of encoded photos, seconds of work
 NUM_SAMPLED = 256  # images that are looked at in place of all
 READ_BATCH_SIZE = 1024
 
@@ -187,6 +191,7 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, dataset: Dataset, views: PhotoViews | None = None) -> None:
         self.dataset = dataset
         self.views = views
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -198,19 +203,51 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
 
     def fingerprint(self) -> str:
         """
-        A name for this content: the number of photos, all labels, and the files of 256 photos, evenly spaced.
+        A name for this content: the size of every encoded photo in bytes, all labels, and the encoded photos themselves,
+        in their order.
+
+        Of more than 4 GiB only 256 photos, evenly spaced, are read. Another photo in the place of one of the others is
+        then noticed by its size: not if both have the same number of bytes, which is rare for JPEG and PNG, but the rule
+        for formats without compression.
+
+        It is computed once: what happens to the files later is not noticed.
 
         Returns:
             `str`: a hash; equal for equal data, wherever the files lie.
+
+        Raises:
+            `OSError`: If the file of a photo is not there.
         """
-        count = len(self.dataset)
-        digest = hashlib.sha256(str(count).encode())
-        if "label" in self.dataset.column_names:
-            digest.update(repr(list(self.dataset["label"])).encode())
-        rows = np.linspace(0, count - 1, min(count, NUM_SAMPLED)).astype(int).tolist()
-        for image in self.dataset[rows]["image"]:
-            digest.update(image["bytes"] or Path(image["path"]).read_bytes())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            lengths = self._encoded_lengths()
+            digest = hashlib.sha256(str(len(lengths)).encode())
+            digest.update(lengths.data)
+            if self.labels is not None:
+                digest.update(self.labels.numpy().data)
+            photos = self.dataset.select_columns("image")
+            if lengths.sum() > MAX_HASHED_BYTES:
+                photos = photos.select(np.linspace(0, len(photos) - 1, min(len(photos), NUM_SAMPLED)).astype(int))
+            for batch in photos.iter(batch_size=32):
+                for image in batch["image"]:
+                    if image and image["bytes"] is not None:
+                        digest.update(image["bytes"])
+                    elif image and image["path"] is not None:
+                        digest.update(Path(image["path"]).read_bytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _encoded_lengths(self) -> np.ndarray:
+        """Bytes of each encoded photo, -1 where there is none: int64 of shape `(num_samples,)`. No photo is read."""
+        image = self.dataset.data.column("image")
+        content, path = (pyarrow.compute.struct_field(image, name) for name in ("bytes", "path"))
+        table = pyarrow.table({"length": pyarrow.compute.binary_length(content), "path": path})
+        # `datasets` would copy the photos of a subset to tell their lengths.
+        if self.dataset._indices is not None:
+            table = table.take(self.dataset._indices.column(0))
+        lengths = table["length"].cast("int64").fill_null(-1).to_numpy().copy()
+        paths = table["path"].filter(table["length"].is_null()).to_pylist()
+        lengths[lengths == -1] = [-1 if path is None else os.stat(path).st_size for path in paths]
+        return lengths
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """

@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -7,11 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from sklearn.datasets import load_digits
 
 from hf_ssl.data import DATASETS, DatasetInfo, ImageError, decode_rgb, load_image_data, loading
 
 from .helpers import encoded, make_dataset, make_folder, picture, pixels
+
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def file_names(split):
@@ -96,6 +101,7 @@ def test_split_subfolders_with_labels(tmp_path, test_name):
     assert data.class_names == ["cat", "dog"]
     assert data.train["label"][:] == [0, 0, 0, 1, 1, 1]
     assert data.test["label"][:] == [1] and file_names(data.test) == ["9.png"]
+    assert data.test_name == test_name
 
 
 def test_split_subfolders_without_labels(tmp_path):
@@ -107,7 +113,8 @@ def test_split_subfolders_without_labels(tmp_path):
 
 def test_test_is_preferred_to_val_and_the_rest_is_reported(tmp_path, caplog):
     folder = make_folder(tmp_path / "photos", {"train/a.png": 0, "val/b.png": 1, "test/c.png": 2, "old/d.png": 3})
-    assert file_names(load_image_data(str(folder)).test) == ["c.png"]
+    data = load_image_data(str(folder))
+    assert file_names(data.test) == ["c.png"] and data.test_name == "test"
     assert "['old', 'val'] belong to no split" in caplog.text
 
 
@@ -192,11 +199,12 @@ def test_bad_images_of_a_folder(tmp_path):
 # Folders of parquet files
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "validation", "validation-00000-of-00001"])
 def test_parquet_folder(tmp_path, test_name):
     save_parquet(labeled(6), tmp_path / "train.parquet")
     save_parquet(labeled(3, start=6), tmp_path / f"{test_name}.parquet")
     data = load_image_data(str(tmp_path))
+    assert data.test_name == test_name.split("-")[0] and data.revision is None
     assert (len(data.train), len(data.test)) == (6, 3)
     assert data.class_names == ["class 0", "class 1", "class 2"]
     assert data.test.features["image"] == Image(decode=False)
@@ -295,7 +303,7 @@ def registered(repository, monkeypatch):
 
 def test_registry_loads_only_the_splits_it_needs(registered):
     data = load_image_data("stand-in")
-    assert (len(data.train), len(data.test)) == (6, 3)
+    assert (len(data.train), len(data.test), data.test_name) == (6, 3, "valid")
     assert data.class_names == ["class 0", "class 1", "class 2"]
 
 
@@ -305,7 +313,7 @@ def test_id_of_a_registered_dataset_uses_its_entry(monkeypatch, repository):
 
     def load_hub(path, config, train_split, test_split, revision):
         asked.append((path, config, train_split, test_split, revision))
-        return {"train": labeled(3), "test": labeled(3)}
+        return {"train": labeled(3), "test": labeled(3)}, test_split, None
 
     monkeypatch.setattr(loading, "_load_hub", load_hub)
     load_image_data("ILSVRC/imagenet-1k", revision="v2")
@@ -317,8 +325,47 @@ def test_id_of_a_registered_dataset_uses_its_entry(monkeypatch, repository):
 
 
 def test_splits_of_an_unregistered_dataset_are_discovered(repository):
-    splits = loading._load_hub(str(repository), None, None, None, None)
+    splits, test_name, revision = loading._load_hub(str(repository), None, None, None, None)
     assert {key: len(split) for key, split in splits.items()} == {"train": 6, "test": 3}
+    assert test_name == "valid" and revision is None, "its hash is no commit"
+
+
+def image_repository(root):
+    files = {f"{split}/{name}/{i}.png": i for split in ("train", "val") for name in "ab" for i in range(2)}
+    return make_folder(root, files)
+
+
+@pytest.mark.parametrize("kind", ["images", "parquet"])
+def test_revision_is_the_commit_that_was_loaded(kind, repository, tmp_path, monkeypatch):
+    root = repository if kind == "parquet" else image_repository(tmp_path / "images")
+    load_builder, asked = loading.load_dataset_builder, []
+
+    def of_the_hub(path, config, revision):
+        asked.append((path, revision))
+        builder = load_builder(str(root), config)
+        builder.repo_id, builder.hash = path, COMMIT
+        return builder
+
+    monkeypatch.setattr(loading, "load_dataset_builder", of_the_hub)
+    data = load_image_data("some/photos", revision="v2")
+    assert data.revision == COMMIT and asked == [("some/photos", "v2")]
+    assert data.test_name == ("valid" if kind == "parquet" else "validation")
+    assert (len(data.train), len(data.test)) == ((6, 3) if kind == "parquet" else (4, 4))
+
+
+def test_revision_of_what_lies_in_the_cache(tmp_path):
+    """`datasets` takes the last one that was loaded, whatever revision is asked for."""
+    folder = image_repository(tmp_path / "images")
+    data_files = {"train": [f"{folder}/train/**"], "validation": [f"{folder}/val/**"]}
+    cached = Path(datasets.config.HF_DATASETS_CACHE, "some___photos", "default", "0.0.0", COMMIT)
+    ImageFolder(dataset_name="photos", data_files=data_files).download_and_prepare(str(cached))
+    for revision in (None, COMMIT):
+        data = load_image_data("some/photos", revision=revision)
+        assert (data.revision, data.test_name, len(data.train), len(data.test)) == (COMMIT, "validation", 4, 4)
+    with pytest.raises(
+        FileNotFoundError, match=f"Revision 'v2' of .*'some/photos' .*the cache holds '{COMMIT}'; check"
+    ):
+        load_image_data("some/photos", revision="v2")
 
 
 def test_missing_split_names_those_there_are(repository):
@@ -552,4 +599,11 @@ def test_name_of_the_test_split(tmp_path):
     """A card says which images a number was measured on."""
     assert load_image_data("digits").test_name == "test"
     folder = make_folder(tmp_path / "photos", {f"{'ab'[i % 2]}/{i}.png": i for i in range(20)})
-    assert load_image_data(str(folder)).test_name == "held-out"
+    data = load_image_data(str(folder))
+    assert data.test_name == "held-out" and data.revision is None
+
+
+def test_a_single_image_has_labels_but_no_test_image(tmp_path):
+    save_parquet(labeled(1), tmp_path / "train.parquet")
+    data = load_image_data(str(tmp_path))
+    assert data.num_classes == 3 and data.test is None

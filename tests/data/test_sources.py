@@ -1,15 +1,17 @@
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from hf_ssl.data import EpochSampler, ImageError, PhotoSource, TensorSource, load_image_data, make_source, sources
 
-from .helpers import make_dataset, picture, pixels, save
+from .helpers import encoded, make_dataset, picture, pixels, save
 
 
 class ToyViews:
@@ -196,6 +198,98 @@ def test_other_samplers_read_samples_for_evaluation(tensor_source, photos):
     (samples,) = DataLoader(source, batch_size=5, collate_fn=list)
     assert all(torch.equal(sample["image"], source[i]["image"]) for i, sample in enumerate(samples))
     assert [sample["label"] for sample in samples] == [0, 1, 2, 1, 0]
+
+
+def with_sizes(*lengths, labels=None):
+    """Photos of so many bytes, each of another content; not to be decoded."""
+    rows = [{"bytes": bytes([i]) * length, "path": None} for i, length in enumerate(lengths)]
+    dataset = make_dataset([], labels and [])
+    columns = {"image": rows} | ({"label": labels} if labels else {})
+    return Dataset.from_dict(columns, features=dataset.features)
+
+
+def replaced(dataset, row, content):
+    images = dataset["image"][:]
+    images[row] = {"bytes": content, "path": None}
+    return Dataset.from_dict({"image": images}, features=dataset.features)
+
+
+def test_fingerprint_is_that_of_all_photos_in_their_order(monkeypatch):
+    monkeypatch.setattr(sources, "NUM_SAMPLED", 2)
+    dataset = with_sizes(5, 6, 6, 7)
+    fingerprint = PhotoSource(dataset).fingerprint()
+    assert PhotoSource(with_sizes(5, 6, 6, 7)).fingerprint() == fingerprint
+    others = [
+        dataset.select([0, 2, 1, 3]),
+        dataset.select([0, 1, 2]),
+        replaced(dataset, 1, b"other!"),  # of the same size, and not among two that are evenly spaced
+        with_sizes(5, 6, 6, 7, labels=[0, 1, 2, 0]),
+        with_sizes(5, 6, 6, 7, labels=[0, 1, 2, 1]),
+    ]
+    assert len({fingerprint, *(PhotoSource(other).fingerprint() for other in others)}) == 6
+
+
+def test_fingerprint_of_many_photos_is_of_every_size_and_of_some_photos(monkeypatch):
+    monkeypatch.setattr(sources, "NUM_SAMPLED", 2)
+    dataset = with_sizes(5, 6, 6, 7)
+    monkeypatch.setattr(sources, "MAX_HASHED_BYTES", 23)
+    fingerprint = PhotoSource(dataset).fingerprint()
+    assert PhotoSource(replaced(dataset, 1, b"longer!")).fingerprint() != fingerprint
+    assert PhotoSource(replaced(dataset, 3, b"another")).fingerprint() != fingerprint
+    assert PhotoSource(replaced(dataset, 1, b"other!")).fingerprint() == fingerprint, "as is documented"
+    monkeypatch.setattr(sources, "MAX_HASHED_BYTES", 24)
+    assert PhotoSource(replaced(dataset, 1, b"other!")).fingerprint() != PhotoSource(dataset).fingerprint()
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_fingerprint_of_a_subset_is_that_of_its_photos(monkeypatch, limit):
+    monkeypatch.setattr(sources, "MAX_HASHED_BYTES", limit)
+    dataset = with_sizes(5, 6, 3, 7, 4)
+    subset = concatenate_datasets([dataset.select([4, 1]), dataset.select([2])])
+    same = Dataset.from_list([dataset[row] for row in (4, 1, 2)], features=dataset.features)
+    fingerprints = {PhotoSource(one).fingerprint() for one in (dataset.select([4, 1, 2]), subset, same)}
+    assert len(fingerprints) == 1 and PhotoSource(dataset.select([4, 2, 1])).fingerprint() not in fingerprints
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_fingerprint_of_files_is_that_of_their_content(monkeypatch, tmp_path, limit):
+    monkeypatch.setattr(sources, "MAX_HASHED_BYTES", limit)
+    monkeypatch.setattr(sources, "NUM_SAMPLED", 2)
+    source = folder_source(tmp_path / "original")
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    paths = [image["path"].replace("original", "copy") for image in source.dataset["image"]]
+    os.utime(paths[1], ns=(1, 1))
+    embedded = Dataset.from_list(
+        [{**row, "image": encoded_file(row["image"]["path"])} for row in source.dataset],
+        features=source.dataset.features,
+    )
+
+    def copy():
+        return PhotoSource(make_source(load_image_data(str(tmp_path / "copy" / "photos"), seed=1).train).dataset)
+
+    assert source.fingerprint() == copy().fingerprint() == PhotoSource(embedded).fingerprint()
+    save(picture(13, 14), tmp_path / paths[1])
+    assert copy().fingerprint() != source.fingerprint()
+
+
+def encoded_file(path):
+    with open(path, "rb") as file:
+        return {"bytes": file.read(), "path": "photo.png"}
+
+
+def test_fingerprint_is_computed_once(tmp_path):
+    source = folder_source(tmp_path)
+    fingerprint = source.fingerprint()
+    shutil.rmtree(tmp_path / "photos")
+    assert source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint() == fingerprint
+    with pytest.raises(FileNotFoundError, match="photos"):
+        PhotoSource(source.dataset).fingerprint()
+
+
+def test_fingerprint_where_a_photo_is_missing():
+    rows = [encoded(picture()), None, {"bytes": None, "path": None}]
+    dataset = Dataset.from_dict({"image": rows}).cast_column("image", make_dataset([]).features["image"])
+    assert PhotoSource(dataset).fingerprint() != PhotoSource(dataset.select([0])).fingerprint()
 
 
 def test_training_without_views_is_refused(photos):

@@ -127,7 +127,8 @@ def test_encoder_of_a_folder_is_what_it_is(method, parse, tmp_path):
     """Heads, epsilon and biases come from it, not from the method; so do size and statistics that a recipe leaves open."""
     pretrained = make_patchmix() if method == "patchmix" else make_aps()
     export_run(pretrained, evaluation_processor(16, [0.3] * 3, [0.4] * 3), tmp_path)
-    _, _, config, views = parse(method, "default", tmp_path)
+    _, training_args, config, views = parse(method, "default", tmp_path)
+    assert not training_args.load_best_model_at_end, "test images would choose"
     own = pretrained.config.backbone_config
     names = ("num_attention_heads", "layer_norm_eps", "qkv_bias", "image_size", "patch_size", "hidden_size")
     assert all(getattr(config.backbone_config, name) == getattr(own, name) for name in names)

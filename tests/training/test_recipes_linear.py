@@ -17,7 +17,7 @@ PATCHMIX = {"tiny": 0.05, "small": 0.02, "base": 0.01}
 DATA = {
     "cifar10": (256, 384),
     "cifar100": (256, 384),
-    "imagenet-1k": (1024, 1536),
+    "imagenet-1k": (1024, 256),
 }  # images in a step, in an evaluation
 
 
