@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"--random_projection {args.random_projection} must be at least 1 dimension.")
 
     def features_of(images: Any) -> Tensor:
-        (rows,) = cached_features(
+        return cached_features(
             encoder,
             images,
             [feature],
@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             batch_size=args.batch_size,
             num_workers=args.num_workers,
             bf16=args.bf16,
-        )
+        )[0]
+
+    def compared(rows: Tensor) -> Tensor:
         rows = rows.to(device)
         return random_projection(rows, args.random_projection, args.seed) if args.random_projection else rows
 
@@ -79,15 +81,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {}
     if rank() == 0:
         measured = knn_accuracy(
-            query_features,
+            compared(query_features),
             torch.as_tensor(queries.labels, device=device),
-            bank_features,
+            compared(bank_features),
             torch.as_tensor(bank.labels, device=device),
             data.num_classes,
             k=args.k if len(args.k) > 1 else args.k[0],
             temperature=args.temperature,
         )
-        protocol = args.protocol(encoder, data.test_name, bank, queries) | {
+        protocol = args.protocol(encoder, data, bank, queries) | {
             "feature": str(feature),
             "precision": "bf16" if args.bf16 else "fp32",
             "seed": args.seed,

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import HfArgumentParser
 
 from hf_ssl.arguments import flat_values, parse_over, read_recipe
-from hf_ssl.data import ImageData, make_source
+from hf_ssl.data import make_source
 from hf_ssl.evaluation import (
     EncoderArguments,
     FeatureSource,
@@ -33,6 +33,7 @@ from hf_ssl.evaluation import (
     cached_features,
     choose_probe,
     normalization,
+    processor_protocol,
 )
 from hf_ssl.hub import write_results
 from hf_ssl.launch import resume_point, train
@@ -99,7 +100,11 @@ def parse(argv: Sequence[str]) -> tuple[LinearArguments, SSLTrainingArguments, A
         get_method(first.method)
         folder = f"{first.method}/linear"
     values = flat_values(LinearProbeViewsConfig, read_recipe(RECIPES, folder, first.recipe, first.dataset))
-    return parse_over(values, LinearArguments, LinearProbeConfig, LinearProbeViewsConfig, "linear", argv)
+    parsed = parse_over(values, LinearArguments, LinearProbeConfig, LinearProbeViewsConfig, "linear", argv)
+    of_views = [flag for flag in argv if flag.startswith(("--view_", "--image_mean", "--image_std"))]
+    if of_views and not parsed[0].augment:
+        raise ValueError(f"{', '.join(of_views)}: there are views with --augment true only.")
+    return parsed
 
 
 def check(training_args: SSLTrainingArguments) -> None:
@@ -122,6 +127,10 @@ def share_out(training_args: SSLTrainingArguments, num_images: int) -> None:
 def split(args: LinearArguments, num_images: int, seed: int) -> tuple[list[int], list[int]]:
     """Places of the training images that are trained on, and of those that choose."""
     if args.select_on == "test":
+        if args.held_out_samples is not None:
+            raise ValueError(
+                f"--held_out_samples {args.held_out_samples} has no use with --select_on test: leave it out."
+            )
         return list(range(num_images)), []
     count = min(num_images // 10, 10_000) if args.held_out_samples is None else args.held_out_samples
     if not 0 < count < num_images:
@@ -130,34 +139,19 @@ def split(args: LinearArguments, num_images: int, seed: int) -> tuple[list[int],
     return sorted(order[count:]), sorted(order[:count])
 
 
-def training_source(
-    args: LinearArguments,
-    views_config: LinearProbeViewsConfig,
-    encoder: LoadedEncoder,
-    feature: FeatureSpec,
-    data: ImageData,
-    images: Any,
-    rest: list[int],
-    features: Tensor,
-    training_args: SSLTrainingArguments,
-) -> tuple[Any, Any]:
-    """What the classifiers are trained on, and what makes their inputs of a batch of it."""
-    if not args.augment:
-        name = f"{images.fingerprint()} {feature} {len(rest)}"
-        return FeatureSource(features[rest], torch.as_tensor(images.labels)[rest], name), only_inputs
+def augmenting(
+    config: LinearProbeViewsConfig, encoder: LoadedEncoder, feature: FeatureSpec, bf16: bool, seed: int
+) -> LinearProbeViews:
+    """What makes features of a new view of each image; pixels are normalized as the encoder wants them."""
     mean, std = normalization(encoder.processor)
-    views_config = replace(
-        views_config, image_mean=views_config.image_mean or mean, image_std=views_config.image_std or std
-    )
+    config = replace(config, image_mean=config.image_mean or mean, image_std=config.image_std or std)
     gray = PIL.Image.new("RGB", (64, 64))
     image_size = encoder.processor(images=gray, return_tensors="pt")["pixel_values"].shape[-1]
-    training_args.augment_on = "device"  # where the encoder is
 
     def encode(pixel_values: Tensor) -> Tensor:
-        return encoder.features(pixel_values, [feature], training_args.bf16)[0]
+        return encoder.features(pixel_values, [feature], bf16)[0]
 
-    views = LinearProbeViews(views_config, image_size, encode, training_args.seed)
-    return make_source(data.train.select(rest), views), views
+    return LinearProbeViews(config, image_size, encode, seed)
 
 
 def only_inputs(batch: dict[str, Tensor], draws: Any = None) -> dict[str, Tensor]:
@@ -176,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train_images, test_images = make_source(data.train), make_source(data.test)
     rest, held_out = split(args, len(train_images), seed)
     config = LinearProbeConfig(num_labels=data.num_classes, **vars(model_args))  # refused before the work begins
-    needed = [test_images] if args.augment and not held_out else [test_images, train_images]
-    test_features, *others = (
-        cached_features(
+
+    def features_of(images: Any) -> Tensor:
+        return cached_features(
             encoder,
             images,
             [feature],
@@ -187,17 +181,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             num_workers=training_args.dataloader_num_workers,
             bf16=training_args.bf16,
         )[0]
-        for images in needed
-    )
-    features = others[0] if others else test_features[:0]  # of the training images
-    splits = {"test": (test_features, torch.as_tensor(test_images.labels))}
-    if held_out:
-        splits["held_out"] = (features[held_out], torch.as_tensor(train_images.labels)[held_out])
-    source, views = training_source(
-        args, views_config, encoder, feature, data, train_images, rest, features, training_args
-    )
 
-    config.feature_size, config.encoder_fingerprint = test_features.shape[1], encoder.fingerprint()
+    splits = {"test": (features_of(test_images), torch.as_tensor(test_images.labels))}
+    source: Any
+    views: Any
+    if args.augment:
+        views = augmenting(views_config, encoder, feature, training_args.bf16, seed)
+        source = make_source(data.train.select(rest), views)
+        training_args.augment_on = "device"  # where the encoder is
+        if held_out:
+            chosen = make_source(data.train.select(held_out))
+            splits["held_out"] = (features_of(chosen), torch.as_tensor(chosen.labels))
+    else:
+        features, labels = features_of(train_images), torch.as_tensor(train_images.labels)
+        name = f"{train_images.fingerprint()} {feature} {len(rest)} {processor_protocol(encoder.processor)}"
+        source, views = FeatureSource(features, labels, torch.tensor(rest), name), only_inputs
+        if held_out:
+            splits["held_out"] = (features[held_out], labels[held_out])
+
+    config.feature_size, config.encoder_fingerprint = splits["test"][0].shape[1], encoder.fingerprint()
     share_out(training_args, len(rest))
     images_per_step = (
         training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if any(name.startswith("eval_test_top1") for name in log)
         ]
         chosen = choose_probe(history, config.learning_rates, "held_out" if held_out else "test")
-        protocol = args.protocol(encoder, data.test_name, train_images, test_images) | {
+        protocol = args.protocol(encoder, data, train_images, test_images) | {
             "feature": str(feature),
             "precision": "bf16" if training_args.bf16 else "fp32",
             "seed": seed,

@@ -1,7 +1,8 @@
 """Evaluation of frozen encoders, one protocol per file."""
 
-from .arguments import EncoderArguments, EvaluationArguments, normalization
+from .arguments import EncoderArguments, EvaluationArguments, normalization, processor_protocol
 from .average_precision import average_precision, mean_average_precision
+from .class_ranks import class_ranks
 from .classification import AccuracyMonitor, classification_accuracy
 from .encoders import FeatureSpec, LoadedEncoder, load_encoder
 from .feature_cache import cached_features
@@ -29,6 +30,7 @@ __all__ = [
     "average_precision",
     "cached_features",
     "choose_probe",
+    "class_ranks",
     "classification_accuracy",
     "evenly_spaced",
     "evenly_spaced_indices",
@@ -44,5 +46,6 @@ __all__ = [
     "patch_retrieval",
     "pixel_features",
     "pool_features",
+    "processor_protocol",
     "random_projection",
 ]

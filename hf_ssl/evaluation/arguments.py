@@ -1,34 +1,33 @@
 """What the scripts that evaluate an encoder have in common: their arguments, and what these mean."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from accelerate import PartialState
-from transformers.image_utils import PILImageResampling
+from transformers import BaseImageProcessor
+from transformers.image_utils import PILImageResampling, SizeDict
 
-from ..arguments import dataset_name
+from ..arguments import DataArguments, dataset_name
 from ..data import ImageData, load_image_data
 from ..hub.export import evaluation_processor
-from .baselines import LARGEST, pixels
+from .baselines import pixels
 from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_encoder
+from .features import LARGEST_PIXELS
 
 
-@dataclass
-class EncoderArguments:
-    """Which encoder is evaluated, on what, and by which feature."""
+_SIZES = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+_VALUES = ("do_rescale", "do_normalize", "image_mean", "image_std")
+
+
+@dataclass(kw_only=True)
+class EncoderArguments(DataArguments):
+    """Which encoder is evaluated, on what (images with labels), and by which feature."""
 
     model: str = field(
         metadata={
             "help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it; or pixels, for the "
             "pixels themselves in the place of features."
         }
-    )
-    dataset: str = field(
-        default="digits",
-        metadata={
-            "help": "digits (embedded), a registry name (cifar10, cifar100, svhn, flowers102, tiny-imagenet, imagenet100, "
-            "imagenet-1k), a Hub id, a folder of images or a folder of parquet files. It needs labels."
-        },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
     encoder: Branch = field(
@@ -45,7 +44,7 @@ class EncoderArguments:
         default="auto",
         metadata={
             "help": "The feature of an image; auto: what the method names in pretraining/config.json, else the class token "
-            "of a transformer, and the pooled output of other encoders."
+            "of a transformer that ends with a LayerNorm, and the pooled output of other encoders."
         },
     )
     image_size: int | None = field(
@@ -65,9 +64,7 @@ class EncoderArguments:
             "the originals do (scale_factor), or as in its pretraining, if the folder tells it (auto)."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "A random subset of the training images."})
     max_test_samples: int | None = field(default=None, metadata={"help": "A random subset of the test images."})
-    skip_bad_images: bool = field(default=False, metadata={"help": "Leave unreadable images out instead of stopping."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where features are kept; unset, hf_ssl/features in the folder HF_HOME."}
     )
@@ -85,9 +82,13 @@ class EncoderArguments:
 
         Returns:
             [`LoadedEncoder`]
+
+        Raises:
+            `ValueError`: it cannot be loaded, or what is asked for does not go together.
         """
         if self.model == "pixels":
-            return pixels(self.image_size or LARGEST).to(PartialState().device)
+            self._check_pixels()
+            return pixels(self.image_size or LARGEST_PIXELS).to(PartialState().device)
         encoder = load_encoder(
             self.model,
             revision=self.revision,
@@ -99,13 +100,20 @@ class EncoderArguments:
         if self.random_weights:
             encoder.reset(seed)
         if self.image_size is not None:
-            mean, std = normalization(encoder.processor)
-            encoder.processor = evaluation_processor(
-                self.image_size, mean, std, self.eval_crop_ratio, interpolation(encoder.processor)
-            )
+            try:
+                encoder.processor = resized(encoder.processor, self.image_size, self.eval_crop_ratio)
+            except ValueError as error:
+                raise ValueError(f"--image_size {self.image_size} cannot be set for {self.model}. {error}") from error
         elif self.eval_crop_ratio is not None:
             raise ValueError(f"--eval_crop_ratio {self.eval_crop_ratio} goes with --image_size: set both, or neither.")
         return encoder.to(PartialState().device)
+
+    def _check_pixels(self) -> None:
+        names = ("revision", "encoder", "random_weights", "pooling", "eval_crop_ratio", "position_interpolation")
+        defaults = {item.name: item.default for item in fields(EncoderArguments)}
+        unused = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        if unused:
+            raise ValueError(f"Pixels have no weights, positions or crops: leave {', '.join(unused)} out.")
 
     def load_data(self, seed: int) -> ImageData:
         """
@@ -119,26 +127,29 @@ class EncoderArguments:
         """
         data = load_image_data(
             self.dataset,
+            revision=self.dataset_revision,
             max_train_samples=self.max_train_samples,
             max_test_samples=self.max_test_samples,
             seed=seed,
             skip_bad_images=self.skip_bad_images,
         )
-        if data.num_classes is None or data.test is None:
+        if data.num_classes is None:
             raise ValueError(f"{self.dataset} has no labels, and so there is no accuracy to measure.")
+        if data.test is None:
+            raise ValueError(f"{self.dataset} has a single image, and none to test with.")
         return data
 
     def feature(self, encoder: LoadedEncoder, projected: bool = False) -> FeatureSpec:
         """The feature that the arguments ask for."""
         return FeatureSpec(encoder.feature if self.pooling == "auto" else self.pooling, projected=projected)
 
-    def protocol(self, encoder: LoadedEncoder, split: str, train: Any, test: Any) -> dict[str, Any]:
+    def protocol(self, encoder: LoadedEncoder, data: ImageData, train: Any, test: Any) -> dict[str, Any]:
         """
         What was measured, for a report.
 
         Args:
             encoder ([`LoadedEncoder`]): The encoder.
-            split (`str`): Name of the test split.
+            data ([`~hf_ssl.data.ImageData`]): The images.
             train (`torch.utils.data.Dataset`): The source of the training images.
             test (`torch.utils.data.Dataset`): The source of the test images.
 
@@ -150,10 +161,12 @@ class EncoderArguments:
             **({"model_revision": encoder.revision} if encoder.revision else {}),
             "encoder": encoder.branch,
             "dataset": dataset_name(self.dataset),
-            "split": split,
+            **({"dataset_revision": data.revision} if data.revision else {}),
+            "split": data.test_name,
+            "num_classes": data.num_classes,
             "num_train_images": len(train),
             "num_test_images": len(test),
-            # Names of what the images are, to the pixel.
+            # What images these are, see `fingerprint` of the sources.
             "train_fingerprint": train.fingerprint()[:16],
             "test_fingerprint": test.fingerprint()[:16],
             "image_processor": processor_protocol(encoder.processor),
@@ -185,27 +198,50 @@ def normalization(processor: Any) -> tuple[list[float], list[float]]:
         `tuple[list[float], list[float]]`: mean and standard deviation of each channel, in [0, 1].
 
     Raises:
-        `ValueError`: it does not normalize.
+        `ValueError`: it does not normalize, or does other things to the pixels as well.
     """
     of_timm = getattr(processor, "data_config", {})
     mean, std = (getattr(processor, f"image_{name}", None) or of_timm.get(name) for name in ("mean", "std"))
-    if not mean or not std:
+    if not mean or not std or getattr(processor, "do_normalize", True) is False:
         raise ValueError("The image processor does not normalize.")
+    plain = {"do_rescale": True, "rescale_factor": 1 / 255, "rescale_offset": False, "do_flip_channel_order": False}
+    for name, usual in plain.items():
+        value = getattr(processor, name, None)
+        if value is not None and value != usual:
+            raise ValueError(f"Its image processor does more than to resize, crop and normalize: {name} is {value}.")
     return list(mean), list(std)
 
 
-def interpolation(processor: Any) -> Literal["bilinear", "bicubic"]:
-    """How an image processor of transformers, or of timm, resizes images; bilinear, if it is not bicubic."""
-    of_timm = getattr(processor, "data_config", {}).get("interpolation")
-    is_bicubic = of_timm == "bicubic" or getattr(processor, "resample", None) == PILImageResampling.BICUBIC
-    return "bicubic" if is_bicubic else "bilinear"
+def resized(processor: Any, image_size: int, crop_ratio: float | None = None) -> BaseImageProcessor:
+    """
+    The evaluation transform at another image size, with the normalization and the kind of resizing that a processor has.
+
+    Args:
+        processor (`BaseImageProcessor`): A processor of transformers, or of timm.
+        image_size (`int`): Side of the images, in pixels.
+        crop_ratio (`float`, *optional*): See [`~hf_ssl.hub.evaluation_processor`].
+
+    Returns:
+        `BaseImageProcessor`
+
+    Raises:
+        `ValueError`: it does more to an image than to resize, crop and normalize, or resizes in another way.
+    """
+    mean, std = normalization(processor)
+    kind: Any = getattr(processor, "data_config", {}).get("interpolation")
+    if kind is None:
+        resample = getattr(processor, "resample", None)
+        kind = "bilinear" if resample is None else PILImageResampling(resample).name.lower()
+    if kind not in ("bilinear", "bicubic"):
+        raise ValueError(f"Its image processor resizes by {kind}, and only bilinear and bicubic are known here.")
+    return evaluation_processor(image_size, mean, std, crop_ratio, kind)
 
 
 def processor_protocol(processor: Any) -> dict[str, Any]:
     """What an image processor does to an image, in plain values: of timm's, what its `data_config` says."""
     if hasattr(processor, "data_config"):
         return dict(processor.data_config)
-    names = ["size", "resample", "image_mean", "image_std"]
-    names += ["crop_size"] if getattr(processor, "do_center_crop", False) else []
-    values = {name: getattr(processor, name, None) for name in names}
-    return {name: dict(value) if name.endswith("size") and value else value for name, value in values.items()}
+    values = {name: getattr(processor, name, None) for name in (*_SIZES, *_VALUES)}
+    if not values["do_center_crop"]:
+        del values["crop_size"]
+    return {name: dict(value) if isinstance(value, SizeDict) else value for name, value in values.items()}

@@ -1,16 +1,13 @@
 """What an encoder should be better than: the pixels themselves."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..hub.export import evaluation_processor
 from .encoders import LoadedEncoder
-
-
-LARGEST = 32  # pixels on a side, which are enough to tell neighbors by
+from .features import flatten_pixels
 
 
 class PixelsConfig(PreTrainedConfig):
@@ -44,9 +41,7 @@ class PixelsModel(PreTrainedModel):
             `BaseModelOutputWithPooling`: `pooler_output` of shape `(batch_size, 3 * height * width)`, of at most 32 x 32
             pixels.
         """
-        if max(pixel_values.shape[-2:]) > LARGEST:
-            pixel_values = F.interpolate(pixel_values, size=(LARGEST, LARGEST), mode="bilinear", antialias=True)
-        return BaseModelOutputWithPooling(pooler_output=pixel_values.flatten(1) * self.scale)
+        return BaseModelOutputWithPooling(pooler_output=flatten_pixels(pixel_values) * self.scale)
 
 
 def pixels(image_size: int) -> LoadedEncoder:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models import SSLPreTrainedModel
+from .class_ranks import class_ranks
 from .features import evaluation_mode, extract
 
 
@@ -23,10 +24,10 @@ def classification_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
         `dict[str, float]`: `finetune_top1` and `finetune_top5` in percent (of fewer than five classes, all of them), and
         `finetune_loss`.
     """
-    ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    ranks = class_ranks(logits, labels)
     return {
-        "finetune_top1": 100 * ranked[:, 0].double().mean().item(),
-        "finetune_top5": 100 * ranked.any(1).double().mean().item(),
+        "finetune_top1": 100 * (ranks < 1).double().mean().item(),
+        "finetune_top5": 100 * (ranks < 5).double().mean().item(),
         "finetune_loss": F.cross_entropy(logits, labels).item(),
     }
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 import PIL.Image
 import torch
-from torch import Tensor
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,6 +21,7 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
 )
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
@@ -27,6 +29,8 @@ from ..backbones import PositionInterpolation, interpolate_positions
 from ..models import SSLConfig, SSLPreTrainedModel
 from .features import POOLINGS, has_class_token, num_prefix_tokens, pool_features
 
+
+logger = logging.get_logger(__name__)
 
 Branch = Literal["auto", "student", "teacher"]
 Interpolation = Literal["auto", "size", "scale_factor"]
@@ -117,11 +121,17 @@ class LoadedEncoder:
         self.feature = feature or self._default_feature()
 
     def _default_feature(self) -> str:
-        """The class token of a transformer, otherwise what the encoder itself pools; timm's know best."""
-        if has_class_token(self.model) and self.model.config.model_type != "timm_wrapper":
+        """The class token, where a LayerNorm comes after the last block, otherwise what the encoder itself pools (CLIP
+        normalizes the class token there, BEiT the mean of the patches); timm's know best."""
+        norm, is_of_timm = self._final_norm(), self.model.config.model_type == "timm_wrapper"
+        if has_class_token(self.model) and norm is not None and not isinstance(norm, nn.Identity) and not is_of_timm:
             return "class_token"
         gray = self.processor(images=PIL.Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
         return "patch_mean" if self.outputs(gray).get("pooler_output") is None else "pooled"
+
+    def _final_norm(self) -> Any:
+        """What comes after the last block, if the model has it under a name that is known."""
+        return getattr(self.model, "layernorm", None) or getattr(self.model, "norm", None)
 
     def reset(self, seed: int) -> None:
         """Give it random weights, those that transformers begins such a model with."""
@@ -220,8 +230,7 @@ class LoadedEncoder:
         """Of the last blocks, after the final LayerNorm."""
         if count == 1:
             return [self._pool(outputs, "class_token")]
-        norm = getattr(self.model, "layernorm", None) or getattr(self.model, "norm", None)
-        states = outputs.get("hidden_states")
+        norm, states = self._final_norm(), outputs.get("hidden_states")
         if norm is None or states is None or not has_class_token(self.model):
             kind = self.model.config.model_type
             raise ValueError(f"Blocks of an encoder of type {kind} cannot be looked at one by one: use 1 block.")
@@ -341,13 +350,21 @@ def public_name(model: str) -> str:
 
 def _pretraining_config(model: str, revision: str | None) -> SSLConfig | None:
     """Configuration of the whole model, if it lies beside the encoder."""
+    name = f"{_PRETRAINING}/config.json"
     found = cached_file(
         model,
-        f"{_PRETRAINING}/config.json",
+        name,
         revision=revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+    # The cache also knows which files are not there.
+    if found is None and not Path(model).is_dir() and try_to_load_from_cache(model, name, revision=revision) is None:
+        logger.warning(
+            f"The Hub cannot be reached, and the cache does not tell whether {model} has a {name}, which would name its "
+            "feature and how its positions are resized: what any encoder gets is used. Set --pooling and "
+            "--position_interpolation, or try again with a connection."
+        )
     config = None if found is None else AutoConfig.from_pretrained(Path(found).parent)
     return config if isinstance(config, SSLConfig) else None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 from torch import Tensor
@@ -55,7 +56,7 @@ def cached_features(
         `list[torch.Tensor]` of shape `(num_images, dim)`: float32, memory-mapped, one for each of `specs`.
 
     Raises:
-        `OSError`: the files cannot be written.
+        `OSError`: the files cannot be written, or not all processes see them.
     """
     if not len(images):
         raise ValueError("There are no images to compute features of.")
@@ -66,10 +67,16 @@ def cached_features(
         _Store(Path(folder or DEFAULT_FOLDER), {**shared, **_spec(encoder, spec)}, len(images)) for spec in specs
     ]
     wanted = [i for i, store in enumerate(stores) if not store.is_complete()]
+    if world_size() > 1:  # the first process decides for all, as files may come and go
+        decided = [wanted]
+        dist.broadcast_object_list(decided, src=0)
+        (wanted,) = decided
     if wanted:
         _compute(
             encoder, images, [specs[i] for i in wanted], [stores[i] for i in wanted], batch_size, num_workers, bf16
         )
+    for store in stores:
+        store.check_visible()
     return [store.read() for store in stores]
 
 
@@ -108,6 +115,8 @@ def _compute(
         for store, dim in zip(stores, dims, strict=True):
             store.create(dim)
     barrier()
+    for store in stores:
+        store.check_visible()
     rows = [store.open() for store in stores]
     todo = sorted(set().union(*(store.missing_blocks() for store in stores)))[rank() :: world_size()]
     barrier()  # all of them have seen what is missing before one begins to fill it
@@ -167,6 +176,14 @@ class _Store:
                 part.unlink(missing_ok=True)
                 raise
             part.rename(self._rows)
+
+    def check_visible(self) -> None:
+        """Refuse a folder that only some of the processes see, each node its own."""
+        if not self._rows.exists():
+            raise OSError(
+                f"{self._rows} was made by the first process, and process {rank()} does not see it: choose a folder for the "
+                "features that all nodes share (--cache_dir)."
+            )
 
     def open(self) -> Any:
         """The rows, to be written."""

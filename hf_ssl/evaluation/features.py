@@ -19,6 +19,7 @@ from ..distributed import all_gather, rank, world_size
 
 
 POOLINGS = ("class_token", "patch_mean", "pooled")
+LARGEST_PIXELS = 32  # on a side, which are enough to tell neighbors by
 
 
 def num_prefix_tokens(encoder: PreTrainedModel) -> int:
@@ -311,10 +312,11 @@ def pixel_features(
         `ValueError`: If the dataset is empty or only a part of it has labels.
     """
 
-    def flatten(batch: dict[str, Tensor]) -> Tensor:
-        pixel_values = batch["pixel_values"]
-        if pixel_values.shape[-1] > 32:
-            pixel_values = F.interpolate(pixel_values, size=(32, 32), mode="bilinear", antialias=True)
-        return pixel_values.flatten(1)
+    return extract(lambda batch: flatten_pixels(batch["pixel_values"]), processor, dataset, batch_size, num_workers)
 
-    return extract(flatten, processor, dataset, batch_size, num_workers)
+
+def flatten_pixels(pixel_values: Tensor) -> Tensor:
+    """Processed images `(batch_size, 3, height, width)` as features; larger ones are shrunk to 32 x 32 pixels first."""
+    if max(pixel_values.shape[-2:]) > LARGEST_PIXELS:
+        pixel_values = F.interpolate(pixel_values, size=[LARGEST_PIXELS] * 2, mode="bilinear", antialias=True)
+    return pixel_values.flatten(1)

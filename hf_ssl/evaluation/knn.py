@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .class_ranks import class_ranks
+
 
 # exp(1 / temperature) must stay finite in float32.
 MIN_TEMPERATURE = 0.0125
@@ -283,11 +285,9 @@ def _votes(similarities: Tensor, classes: Tensor, num_classes: int, ks: list[int
 
 def _ranks(votes: Tensor, truth: Tensor) -> Tensor:
     """How many classes rank before the true one, `(len(ks), queries)`; infinitely many if it has no vote."""
-    truth = truth[:, None].expand(len(votes), -1, 1)
-    own = votes.gather(2, truth)
-    is_lower = torch.arange(votes.shape[2], device=votes.device) < truth
-    ranks = ((votes > own) | (votes == own) & is_lower).sum(2).float()
-    return ranks.masked_fill(own[:, :, 0] == 0, torch.inf)
+    truth = truth.expand(len(votes), -1)
+    own = votes.gather(2, truth[:, :, None])[:, :, 0]
+    return class_ranks(votes, truth).float().masked_fill(own == 0, torch.inf)
 
 
 @torch.no_grad()

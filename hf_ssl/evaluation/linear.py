@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..data import collate
 from ..models import SSLPreTrainedModel
+from .class_ranks import class_ranks
 
 
 class FeatureSource(torch.utils.data.Dataset[dict[str, Any]]):
@@ -15,18 +16,19 @@ class FeatureSource(torch.utils.data.Dataset[dict[str, Any]]):
     Features of a dataset in the place of its images, for training.
 
     Args:
-        features (`torch.Tensor` of shape `(num_samples, dim)`): Features.
-        labels (`torch.Tensor` of shape `(num_samples,)`): Classes, int64.
+        features (`torch.Tensor` of shape `(num_images, dim)`): Features, which may be memory-mapped: a batch of them is read.
+        labels (`torch.Tensor` of shape `(num_images,)`): Classes, int64.
+        rows (`torch.Tensor` of shape `(num_samples,)`): Which of them are trained on, int64.
         name (`str`): A name for what they are features of.
     """
 
     collate = staticmethod(collate)
 
-    def __init__(self, features: Tensor, labels: Tensor, name: str):
-        self.features, self.labels, self.name = features, labels, name
+    def __init__(self, features: Tensor, labels: Tensor, rows: Tensor, name: str):
+        self.features, self.labels, self.rows, self.name = features, labels, rows, name
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
     def fingerprint(self) -> str:
         """A name for this content."""
@@ -42,7 +44,8 @@ class FeatureSource(torch.utils.data.Dataset[dict[str, Any]]):
             `(batch_size,)`, int64.
         """
         epoch, index = torch.tensor(keys).unbind(dim=1)
-        return {"features": self.features[index], "labels": self.labels[index], "index": index, "epoch": epoch}
+        rows = self.rows[index]
+        return {"features": self.features[rows], "labels": self.labels[rows], "index": index, "epoch": epoch}
 
 
 class ProbeMonitor:
@@ -75,16 +78,12 @@ class ProbeMonitor:
             rates = model.config.learning_rates
             hits = torch.zeros(len(rates), 2, dtype=torch.float64, device=model.device)
             for part, truth in zip(features.split(self.chunk_size), labels.split(self.chunk_size), strict=True):
-                hits += _hits(model(part.to(model.device)).logits["classification"], truth.to(model.device))
+                scores = model(part.to(model.device)).logits["classification"]
+                ranks = class_ranks(scores, truth.to(model.device)[:, None].expand(-1, len(rates)))
+                hits += torch.stack([(ranks < k).sum(0) for k in (1, 5)], dim=1)
             for rate, (top1, top5) in zip(rates, (100 * hits / len(labels)).tolist(), strict=True):
                 results |= {f"{split}_top1_lr{rate:g}": top1, f"{split}_top5_lr{rate:g}": top5}
         return results
-
-
-def _hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many images of `scores` `(num_images, num_classifiers, num_classes)` are right: `(num_classifiers, 2)`, float64."""
-    ranked = scores.topk(min(5, scores.shape[2])).indices == labels[:, None, None]
-    return torch.stack([ranked[..., 0].sum(0), ranked.any(2).sum(0)], dim=1).double()
 
 
 def choose_probe(history: Sequence[Mapping[str, Any]], learning_rates: Sequence[float], split: str) -> dict[str, Any]:

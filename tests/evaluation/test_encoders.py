@@ -77,9 +77,9 @@ STOCK = {
     "deit": (lambda: DeiTModel(DeiTConfig(**VIT)), 16, (CLASS, MEAN, POOLED), 2),
     "dinov2": (lambda: Dinov2Model(Dinov2Config(**TINY)), 16, (CLASS, MEAN, POOLED), 1),
     "registers": (with_registers, 16, (CLASS, MEAN, POOLED), 4),
-    "beit": (lambda: BeitModel(BeitConfig(**VIT)), 16, (CLASS, MEAN, POOLED), 1),
+    "beit": (lambda: BeitModel(BeitConfig(**VIT)), 16, (POOLED, CLASS, MEAN), 1),
     "i-jepa": (lambda: IJepaModel(IJepaConfig(**VIT)), 16, (MEAN,), 0),
-    "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**VIT)), 16, (CLASS, MEAN, POOLED), 1),
+    "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**VIT)), 16, (POOLED, CLASS, MEAN), 1),
     "siglip": (lambda: SiglipVisionModel(SiglipVisionConfig(**VIT)), 16, (POOLED, MEAN), 0),
     "mae": (lambda: ViTMAEModel(ViTMAEConfig(**VIT)), 16, (CLASS, MEAN), 1),
     "mae and decoder": (lambda: ViTMAEForPreTraining(ViTMAEConfig(**VIT, **DECODER)), 16, (CLASS, MEAN), 1),
@@ -271,6 +271,23 @@ def test_other_image_size(vit, resample, ratio):
     assert processor.size.get("shortest_edge") == (None if ratio is None else 48)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_normalize": False}, "does not normalize"),
+        ({"do_rescale": False}, "more than to resize, crop and normalize: do_rescale is False"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
+        ({"resample": 0}, "resizes by nearest"),
+    ],
+)
+def test_image_size_of_a_processor_that_does_more(vit, settings, message):
+    """None of it is dropped in silence."""
+    ViTImageProcessor(size={"height": 16, "width": 16}, **settings).save_pretrained(vit)
+    assert EvaluationArguments(model=str(vit)).load_encoder(0).processor.to_dict().items() >= settings.items()
+    with pytest.raises(ValueError, match=f"--image_size 24 cannot be set for .*vit.*{message}"):
+        EvaluationArguments(model=str(vit), image_size=24).load_encoder(0)
+
+
 # ---- the last blocks ----
 
 
@@ -383,6 +400,25 @@ def test_code_that_lies_beside_the_weights(stock, tmp_path, monkeypatch):
     encoders = [load_encoder(str(stock[0] / "t2t"), trust_remote_code=trust) for trust in (False, True)]
     features = [encoder.features(pixels(32, 32), [FeatureSpec(CLASS)])[0] for encoder in encoders]
     assert torch.equal(*features) and encoders[0].fingerprint() == encoders[1].fingerprint()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_hub_that_cannot_be_reached(vit, tmp_path, monkeypatch, caplog, known):
+    """A model of the cache is evaluated; what the cache does not tell of it, the user is told."""
+    repository = tmp_path / "hub" / "models--someone--vit"
+    shutil.copytree(vit, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    if known:  # as the client notes a file that is not there
+        (repository / ".no_exist" / "abc" / "pretraining").mkdir(parents=True)
+        (repository / ".no_exist" / "abc" / "pretraining" / "config.json").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    encoder = load_encoder("someone/vit")
+    assert encoder.name == "someone/vit" and encoder.feature == CLASS
+    assert ("someone/vit has a pretraining/config.json" in caplog.text) is not known
+    with pytest.raises(ValueError, match="There is no pretraining/"):
+        load_encoder("someone/vit", branch="student")
 
 
 # ---- mistakes ----

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from hf_ssl.data import TensorSource
-from hf_ssl.distributed import close_process_group
+from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import (
     FeatureSpec,
     LoadedEncoder,
@@ -27,7 +27,7 @@ from hf_ssl.hub import evaluation_processor, export_run
 
 from ..faults.test_disk import REMOUNT, mount, own_mounts
 from ..models.test_patchmix import perturb
-from ..processes import Running, run_ranks
+from ..processes import Running, run_ranks, start_ranks
 from ..training import common
 
 
@@ -322,3 +322,17 @@ def test_processes_share_the_work(num_processes, tmp_path):
     expected = cached_features(encoder, source(), [CLASS, MEAN], folder=tmp_path / "one", batch_size=7)
     for _, rows in results:
         assert all(np.array_equal(*pair) for pair in zip(rows, expected, strict=True))
+
+
+def on_a_node(folder):
+    PartialState(cpu=True)
+    features(f"{folder}/{rank()}")
+
+
+def test_nodes_must_share_the_folder(tmp_path):
+    """A process that does not see the files says so."""
+    _, other = start_ranks(on_a_node, 2, str(tmp_path))
+    with pytest.raises(
+        ChildProcessError, match="process 1 does not see it: choose a folder for the features that all"
+    ):
+        other.result()

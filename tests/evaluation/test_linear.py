@@ -154,11 +154,11 @@ def test_no_test_label_chooses(table, chosen, last_rate):
 
 def test_source():
     features = torch.arange(12.0).reshape(4, 3)
-    source = FeatureSource(features, torch.tensor([5, 6, 7, 8]), "these")
-    assert len(source) == 4 and source.fingerprint() == "these"
-    batch = source.__getitems__([(2, 3), (2, 0), (3, 3)])
-    assert torch.equal(batch["features"], features[[3, 0, 3]]) and batch["labels"].tolist() == [8, 5, 8]
-    assert batch["index"].tolist() == [3, 0, 3] and batch["epoch"].tolist() == [2, 2, 3]
+    source = FeatureSource(features, torch.tensor([5, 6, 7, 8]), torch.tensor([1, 2, 3]), "these")
+    assert len(source) == 3 and source.fingerprint() == "these"
+    batch = source.__getitems__([(2, 2), (2, 0), (3, 2)])
+    assert torch.equal(batch["features"], features[[3, 1, 3]]) and batch["labels"].tolist() == [8, 6, 8]
+    assert batch["index"].tolist() == [2, 0, 2] and batch["epoch"].tolist() == [2, 2, 3]
     assert source.collate(batch) is batch
 
 
@@ -182,7 +182,7 @@ def make_trainer(folder, augment, views=None, **args):
         config = LinearProbeViewsConfig(image_mean=STATISTICS[0], image_std=STATISTICS[1])
         views = views or LinearProbeViews(config, 16, lambda pixels: encoded(encoder, pixels), seed=42)
     else:
-        source = FeatureSource(features, LABELS, "features")
+        source = FeatureSource(features, LABELS, torch.arange(len(LABELS)), "features")
         views = views or only_inputs
     settings = {"max_steps": 13, "per_device_train_batch_size": 8, "optim": "sgd", "learning_rate": 0.5}
     settings |= {"optim_args": "momentum=0.9", "schedule": "warmup_in_cosine", "schedule_unit": "epoch"}

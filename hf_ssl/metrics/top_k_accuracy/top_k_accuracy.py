@@ -3,7 +3,9 @@
 # `evaluate` reads the imports itself, and understands one a line.
 import datasets
 import evaluate
-import numpy as np
+import torch
+
+from hf_ssl.evaluation import class_ranks
 
 
 _DESCRIPTION = """
@@ -68,8 +70,8 @@ class TopKAccuracy(evaluate.Metric):
                 f"`predictions` must have the scores of all classes, as many for each image; got lists of {counts}."
             )
         num_classes = counts[0]
-        scores, labels = np.array(predictions, dtype=np.float64), np.array(references)[:, None]
-        if np.isnan(scores).any():
+        scores, labels = torch.tensor(predictions, dtype=torch.float64), torch.tensor(references)
+        if scores.isnan().any():
             raise ValueError("`predictions` contains NaN, which cannot be ranked: check the classifier.")
         if not 0 <= labels.min() <= labels.max() < num_classes:
             raise ValueError(
@@ -79,7 +81,5 @@ class TopKAccuracy(evaluate.Metric):
         ks = [k] if isinstance(k, int) else list(k)
         if not ks or not 1 <= min(ks) <= max(ks) <= num_classes:
             raise ValueError(f"`k` must lie between 1 and the number of classes ({num_classes}), got {k}.")
-        own = np.take_along_axis(scores, labels, axis=1)
-        is_ahead = (scores > own) | ((scores == own) & (np.arange(num_classes) < labels))
-        ranks = is_ahead.sum(1)
-        return {f"top{n}": 100 * float((ranks < n).mean()) for n in ks}
+        ranks = class_ranks(scores, labels)
+        return {f"top{n}": 100 * (ranks < n).double().mean().item() for n in ks}
