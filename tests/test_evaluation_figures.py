@@ -142,7 +142,7 @@ class TestEmbeddingMap:
         plot_embedding_map(*map_task(), tmp_path / "map.png", method="umap", seed=3)
         assert asked == {"metric": "cosine", "random_state": 3, "n_jobs": 1}
         monkeypatch.setitem(sys.modules, "umap", None)
-        with pytest.raises(ImportError, match="pip install umap-learn"):
+        with pytest.raises(ImportError, match=r'pip install "hf_ssl\[umap\]"'):
             plot_embedding_map(*map_task(), tmp_path / "x.png", method="umap")
 
     def test_errors(self, tmp_path):

@@ -5,19 +5,23 @@
 
 Each protocol is a script of its own with more options: knn.py, linear.py. The numbers are written into all_results.json, with
 how they were measured beside them, and as a table into evaluation.md; and into the encoder's own model card, if --output_dir
-is its folder.
+is its folder. Numbers of other datasets, protocols and models that are already there stay.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from accelerate import PartialState
 from torch import Tensor
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
+from hf_ssl.arguments import dataset_name
 from hf_ssl.data import ImageData, make_source
-from hf_ssl.distributed import close_process_group
+from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import (
     EncoderArguments,
     EvaluationArguments,
@@ -34,15 +38,31 @@ from hf_ssl.figures import (
     plot_neighbors,
     plot_patch_colors,
     require_matplotlib,
+    require_umap,
 )
-from hf_ssl.hub import add_to_card, evaluation_results, report_table, write_results
+from hf_ssl.hub import (
+    CardResult,
+    add_to_card,
+    record_evaluations,
+    report,
+    report_table,
+    results_of_model,
+    write_atomically,
+)
 from hf_ssl.hub.run_card import dataset_id_of
 from hf_ssl.scripts import knn, linear
 
 
+logger = logging.get_logger(__name__)
+
 PROTOCOLS = ("knn", "linear")
+PICTURES = ("confusion.png", "map.png", "nearest.png", "patches.png")
 MAX_CLASSES, MAX_POINTS = 100, 5000  # that a picture can show
 NUM_SHOWN, NUM_NEIGHBORS = 6, 10
+MAPS = {
+    "pca": "the first two principal components",
+    "umap": "a map by UMAP, which keeps neighbors together; distances between groups mean little",
+}
 
 
 @dataclass
@@ -62,41 +82,12 @@ class EvaluateArguments(EvaluationArguments):
     average_pool: bool = field(
         default=False, metadata={"help": "In the linear probe, whether the mean of the patch tokens comes in as well."}
     )
-
-
-def main() -> None:
-    (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()
-    args.protocols = [name for part in args.protocols for name in part.split(",") if name]
-    if not args.protocols or set(args.protocols) - set(PROTOCOLS):
-        raise ValueError(f"--protocols {' '.join(args.protocols)} must name some of {', '.join(PROTOCOLS)}.")
-    if args.output_dir is None:
-        raise ValueError("Where is the report to be written? Set --output_dir, such as to the folder of the encoder.")
-    require_matplotlib()
-    encoder, data = args.load_encoder(args.seed), args.load_data(args.seed)
-    feature = args.feature(encoder)
-    of_probe = replace(feature, num_blocks=args.num_blocks, average_pool=args.average_pool)
-    specs = list(dict.fromkeys([feature, of_probe] if "linear" in args.protocols else [feature]))
-    train, test = (
-        Split(source, source.labels, features_of(args, encoder, source, specs)[0])
-        for source in (make_source(data.train), make_source(data.test))
+    map: Literal["pca", "umap"] = field(
+        default="pca",
+        metadata={
+            "help": "How the picture of all features is made: principal components, or UMAP (needs umap-learn)."
+        },
     )
-    args.k = [k for k in args.k if k <= len(train.images)] or [len(train.images)]
-    common = list(flags(args, [item.name for item in fields(EncoderArguments)]))
-    results: dict[str, Any] = {}
-    if "knn" in args.protocols:
-        own = flags(args, ["k", "batch_size", "num_workers", "bf16", "seed", "output_dir"])
-        results |= knn.main([*common, *own])
-    if "linear" in args.protocols:
-        own = [
-            *flags(args, ["num_blocks", "average_pool", "bf16", "seed"]),
-            "--output_dir",
-            f"{args.output_dir}/linear",
-        ]
-        sizes = ["--per_device_eval_batch_size", args.batch_size, "--dataloader_num_workers", args.num_workers]
-        results |= linear.main([*common, *own, *map(str, sizes)])
-    if results:  # this is the first process
-        write_results(str(args.output_dir), results, update=True, replaces=r"linear_")
-        write_report(args, results, draw(args, encoder, data, train, test))
 
 
 class Split(NamedTuple):
@@ -107,11 +98,57 @@ class Split(NamedTuple):
     features: Tensor
 
 
-def features_of(
-    args: EvaluateArguments, encoder: LoadedEncoder, images: Any, specs: list[FeatureSpec]
-) -> list[Tensor]:
-    """Features that the protocols need, of one pass; each of them finds them in the cache."""
-    return cached_features(
+def main() -> None:
+    args = parse()
+    draws = can_draw(args)
+    encoder, data = args.load_encoder(args.seed), args.load_data(args.seed)
+    train, test = (load_features(args, encoder, make_source(images)) for images in (data.train, data.test))
+    fit_k(args, len(train.images))
+    fingerprint, rows = encoder.fingerprint()[:16], []
+    for name in args.protocols:
+        results = measure(args, name)
+        if results:  # this is the first process
+            results[f"{name}_protocol"]["encoder_fingerprint"] = fingerprint
+            rows = record_evaluations(str(args.output_dir), results, dataset_id_of(args.dataset))
+    if rows:
+        place = figures_folder(args, encoder)
+        folder = Path(str(args.output_dir)) / place
+        for name in PICTURES:  # of an earlier run
+            (folder / name).unlink(missing_ok=True)
+        captions = draw(args, encoder, data, train, test, folder) if draws else {}
+        write_report(args, encoder, rows, {f"{place}/{name}": text for name, text in captions.items()})
+
+
+def parse() -> EvaluateArguments:
+    """The command line."""
+    (args,) = HfArgumentParser(EvaluateArguments).parse_args_into_dataclasses()
+    args.protocols = list(dict.fromkeys(name for part in args.protocols for name in part.split(",") if name))
+    if not args.protocols or set(args.protocols) - set(PROTOCOLS):
+        raise ValueError(f"--protocols {' '.join(args.protocols)} must name some of {', '.join(PROTOCOLS)}.")
+    if args.output_dir is None:
+        raise ValueError("Where is the report to be written? Set --output_dir, such as to the folder of the encoder.")
+    return args
+
+
+def can_draw(args: EvaluateArguments) -> bool:
+    """Whether there will be pictures; a map that is asked for by name is not left out."""
+    if args.map == "umap":
+        require_umap()
+    try:
+        require_matplotlib()
+    except ImportError as error:
+        if PartialState().is_main_process:
+            logger.warning(f"The report will have no pictures. {error}")
+        return False
+    return True
+
+
+def load_features(args: EvaluateArguments, encoder: LoadedEncoder, images: Any) -> Split:
+    """Features that all protocols need, of one pass, in which each of them finds its own; those of kNN are returned."""
+    feature = args.feature(encoder)
+    of_probe = replace(feature, num_blocks=args.num_blocks, average_pool=args.average_pool)
+    specs: list[FeatureSpec] = list(dict.fromkeys([feature, of_probe] if "linear" in args.protocols else [feature]))
+    features = cached_features(
         encoder,
         images,
         specs,
@@ -120,46 +157,29 @@ def features_of(
         num_workers=args.num_workers,
         bf16=args.bf16,
     )
+    return Split(images, images.labels, features[0])
 
 
-def draw(
-    args: EvaluateArguments, encoder: LoadedEncoder, data: ImageData, train: Split, test: Split
-) -> dict[str, str]:
-    """Pictures of what the encoder makes of the images; their captions by path, relative to the output folder."""
-    folder, num_classes = Path(str(args.output_dir)) / "figures", int(data.num_classes or 0)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = data.class_names or [str(i) for i in range(num_classes)]
-    captions, k = {}, args.k[0]
-    if num_classes <= MAX_CLASSES:
-        votes = knn_votes(test.features, train.features, train.labels, num_classes, k=k)
-        plot_confusion(test.labels, votes.argmax(1), names, folder / "confusion.png")
-        captions["confusion.png"] = (
-            f"Classes of the {data.test_name} images, and those that kNN takes them for (k = {k})."
-        )
-        some = evenly_spaced_indices(len(test.images), MAX_POINTS)
-        plot_embedding_map(test.features[some], test.labels[some], names, folder / "map.png")
-        captions["map.png"] = (
-            f"Features of {len(some):,} {data.test_name} images: their first two principal components."
-        )
-    shown = evenly_spaced_indices(len(test.images), NUM_SHOWN)
-    neighbors = nearest_neighbors(test.features[shown], train.features, min(NUM_NEIGHBORS, len(train.images)))
-    found, places = neighbors.unique(return_inverse=True)
-    plot_neighbors(
-        folder / "nearest.png",
-        query_images=[test.images[i]["image"] for i in shown.tolist()],
-        bank_images=[train.images[i]["image"] for i in found.tolist()],
-        neighbors={"most similar training images": places},
-        query_labels=test.labels[shown],
-        bank_labels=train.labels[found],
-        class_names=names,
-    )
-    captions["nearest.png"] = f"Some {data.test_name} images, and the training images with the most similar features."
-    photos = [test.images[i]["image"] for i in shown.tolist()]
-    tokens = encoder.patch_tokens(encoder.processor(images=photos, return_tensors="pt")["pixel_values"])
-    if tokens is not None:
-        plot_patch_colors(tokens.cpu(), photos, folder / "patches.png")
-        captions["patches.png"] = "Patch tokens of some images: their first three principal components as colors."
-    return {f"figures/{name}": caption for name, caption in captions.items()}
+def fit_k(args: EvaluateArguments, num_images: int) -> None:
+    """Leave out of `args.k` more neighbors than there are images."""
+    too_many = [k for k in args.k if k > num_images]
+    if too_many and "knn" in args.protocols:
+        args.k = [k for k in args.k if k <= num_images] or [num_images]
+        if rank() == 0:
+            logger.warning(
+                f"There are only {num_images:,} training images: --k {' '.join(map(str, too_many))} is left out, and kNN is "
+                f"measured with k = {', '.join(map(str, args.k))}."
+            )
+
+
+def measure(args: EvaluateArguments, protocol: str) -> dict[str, Any]:
+    """Run a protocol's script; of several processes, the first one gets the results."""
+    encoder = list(flags(args, [item.name for item in fields(EncoderArguments)]))
+    if protocol == "knn":
+        return knn.main([*encoder, *flags(args, ["k", "batch_size", "num_workers", "bf16", "seed"])])
+    sizes = ["--per_device_eval_batch_size", str(args.batch_size), "--dataloader_num_workers", str(args.num_workers)]
+    own = [*flags(args, ["num_blocks", "average_pool", "bf16", "seed"]), *sizes]
+    return linear.main([*encoder, *own, "--output_dir", f"{args.output_dir}/linear"])
 
 
 def flags(args: EvaluateArguments, names: list[str]) -> Iterator[str]:
@@ -170,16 +190,70 @@ def flags(args: EvaluateArguments, names: list[str]) -> Iterator[str]:
             yield from (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
 
 
-def write_report(args: EvaluateArguments, results: dict[str, Any], figures: dict[str, str]) -> None:
-    """The table, and the results and pictures in the card."""
+def is_own_folder(args: EvaluateArguments) -> bool:
+    """Whether the report is written into the folder of the model that it is about."""
+    folders = (Path(path).expanduser().resolve() for path in (args.model, str(args.output_dir)))
+    return len(set(folders)) == 1 and not args.random_weights
+
+
+def figures_folder(args: EvaluateArguments, encoder: LoadedEncoder) -> str:
+    """Where pictures are, in the output folder: those of another model must not get into a model's card."""
+    return "figures" if is_own_folder(args) else "figures/" + re.sub(r"[^\w.-]+", "-", encoder.name)
+
+
+def draw(
+    args: EvaluateArguments, encoder: LoadedEncoder, data: ImageData, train: Split, test: Split, folder: Path
+) -> dict[str, str]:
+    """Pictures of what the encoder makes of the images; their captions by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    num_classes, device = int(data.num_classes or 0), encoder.model.device
+    names = data.class_names or [str(i) for i in range(num_classes)]
+    train, test = (split._replace(features=split.features.to(device)) for split in (train, test))
+    captions = {}
+    if num_classes > MAX_CLASSES:
+        logger.warning(f"{num_classes:,} classes are too many for pictures: no confusion matrix and no map are drawn.")
+    else:
+        if "knn" in args.protocols:
+            votes = knn_votes(test.features, train.features, train.labels, num_classes, k=args.k[0])
+            plot_confusion(test.labels, votes.argmax(1).cpu(), names, folder / "confusion.png")
+            captions["confusion.png"] = (
+                f"classes of the {data.test_name} images, and those that kNN takes them for (k = {args.k[0]})."
+            )
+        some = evenly_spaced_indices(len(test.images), MAX_POINTS)
+        features = test.features[some.to(device)]
+        plot_embedding_map(features, test.labels[some], names, folder / "map.png", method=args.map, seed=args.seed)
+        captions["map.png"] = f"features of {len(some):,} {data.test_name} images, {MAPS[args.map]}."
+    shown = evenly_spaced_indices(len(test.images), NUM_SHOWN)
+    photos = [test.images[i]["image"] for i in shown.tolist()]
+    k = min(NUM_NEIGHBORS, len(train.images))
+    neighbors = nearest_neighbors(test.features[shown.to(device)], train.features, k).cpu()
+    found, places = neighbors.unique(return_inverse=True)
+    plot_neighbors(
+        folder / "nearest.png",
+        query_images=photos,
+        bank_images=[train.images[i]["image"] for i in found.tolist()],
+        neighbors={"most similar training images": places},
+        query_labels=test.labels[shown],
+        bank_labels=train.labels[found],
+        class_names=names,
+    )
+    captions["nearest.png"] = f"some {data.test_name} images, and the training images with the most similar features."
+    tokens = encoder.patch_tokens(encoder.processor(images=photos, return_tensors="pt")["pixel_values"])
+    if tokens is not None:
+        plot_patch_colors(tokens.cpu(), photos, folder / "patches.png")
+        captions["patches.png"] = "patch tokens of some images, their first three principal components as colors."
+    return {name: f"{encoder.name} on {dataset_name(args.dataset)}: {text}" for name, text in captions.items()}
+
+
+def write_report(
+    args: EvaluateArguments, encoder: LoadedEncoder, rows: list[CardResult], figures: dict[str, str]
+) -> None:
+    """The table of everything that was measured, with pictures; and what is the model's own in its card."""
     folder = Path(str(args.output_dir))
-    rows = evaluation_results(results, dataset_id_of(args.dataset))
-    table = report_table(rows)
-    (folder / "evaluation.md").write_text(table)
-    is_of_this_model = Path(args.model).resolve() == folder.resolve() and not args.random_weights
-    if is_of_this_model and (folder / "README.md").is_file():
-        add_to_card(folder / "README.md", rows, figures)
-    print(f"\n{table}")
+    write_atomically(folder / "evaluation.md", report(rows, figures))
+    if is_own_folder(args) and (folder / "README.md").is_file():
+        add_to_card(folder / "README.md", results_of_model(rows, encoder.name), figures)
+    print(f"\n{report_table(rows)}")
 
 
 if __name__ == "__main__":

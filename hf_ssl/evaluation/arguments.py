@@ -170,6 +170,7 @@ class EncoderArguments(DataArguments):
             "train_fingerprint": train.fingerprint()[:16],
             "test_fingerprint": test.fingerprint()[:16],
             "image_processor": processor_protocol(encoder.processor),
+            **({"position_interpolation": encoder.position_interpolation} if self.image_size else {}),
         }
 
 

@@ -6,7 +6,7 @@ classes, maps of features, colors of patches.
 from .common import DPI, require_matplotlib
 from .confusion import plot_confusion
 from .curves import plot_curves
-from .embedding_map import plot_embedding_map
+from .embedding_map import plot_embedding_map, require_umap
 from .matches import plot_matches
 from .neighbors import plot_neighbors
 from .patch_colors import plot_patch_colors
@@ -31,4 +31,5 @@ __all__ = [
     "plot_similarities",
     "plot_views",
     "require_matplotlib",
+    "require_umap",
 ]

@@ -27,6 +27,19 @@ _COLORS = (
 _MARKERS = "o^sDvP*X<>"
 
 
+def require_umap() -> None:
+    """
+    Checks that maps can be drawn by UMAP, so that a long run can find out before it starts.
+
+    Raises:
+        `ImportError`: If the package `umap-learn` is not installed.
+    """
+    try:
+        from umap import UMAP  # noqa: F401
+    except ImportError as error:
+        raise ImportError('A map by UMAP needs umap-learn: run `pip install "hf_ssl[umap]"`.') from error
+
+
 def plot_embedding_map(
     features: Tensor,
     labels: Sequence[int] | Tensor,
@@ -97,7 +110,8 @@ def _check(features: Tensor, labels: np.ndarray, class_names: Sequence[str]) -> 
 def _project(features: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, tuple[str, str]]:
     """Points in the plane, and what its axes are."""
     if method == "pca":
-        pca = PCA(2, svd_solver="covariance_eigh")
+        # Of the smaller side: a covariance of thousands of dimensions takes seconds.
+        pca = PCA(2, svd_solver="covariance_eigh" if len(features) > features.shape[1] else "full")
         points = pca.fit_transform(features)
         first, second = (
             f"component {i + 1}, {100 * pca.explained_variance_ratio_[i]:.0f}% of the variance" for i in (0, 1)
@@ -105,10 +119,9 @@ def _project(features: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, 
         return points, (first, second)
     if method != "umap":
         raise ValueError(f"`method` must be 'pca' or 'umap', got {method!r}.")
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise ImportError("A map by UMAP needs the package umap: run `pip install umap-learn`.") from error
+    require_umap()
+    from umap import UMAP
+
     # A seed and several threads do not go together.
     return UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(features), ("", "")
 

@@ -2,9 +2,9 @@
 
 from .classifier_card import write_classifier_card
 from .conversion_card import write_conversion_card
-from .export import evaluation_processor, export_run, save_published, write_results
+from .export import evaluation_processor, export_run, save_published, write_atomically, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
-from .report import add_to_card, evaluation_results, report_table
+from .report import add_to_card, evaluation_results, record_evaluations, report, report_table, results_of_model
 from .run_card import write_run_card
 
 
@@ -15,9 +15,13 @@ __all__ = [
     "evaluation_processor",
     "evaluation_results",
     "export_run",
+    "record_evaluations",
     "render_card",
+    "report",
     "report_table",
+    "results_of_model",
     "save_published",
+    "write_atomically",
     "write_classifier_card",
     "write_conversion_card",
     "write_results",

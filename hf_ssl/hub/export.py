@@ -159,6 +159,17 @@ def write_results(
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if update and path.is_file() else {}
     kept = {name: value for name, value in earlier.items() if replaces is None or not re.match(replaces, name)}
+    write_atomically(path, json.dumps(kept | results, indent=2, sort_keys=True) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """
+    Write a file, so that it is never seen in part.
+
+    Args:
+        path (`Path`): The file.
+        text (`str`): What it is to hold.
+    """
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(kept | results, indent=2, sort_keys=True) + "\n")
+    part.write_text(text, encoding="utf-8", newline="")
     part.replace(path)

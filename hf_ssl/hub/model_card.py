@@ -33,11 +33,14 @@ class CardResult:
         metric_type (`str`): Metric identifier of the Hub, such as `"accuracy"`.
         dataset (`str`): Name of the evaluation data, such as `"CIFAR-10"`.
         dataset_id (`str`, *optional*): Its Hub id, if it has one.
+        dataset_revision (`str`, *optional*): Its commit on the Hub, if it is known.
         split (`str`): Evaluated split.
         protocol (`str`): How it was measured, in a sentence that lets a reader repeat it.
         task_type (`str`, *optional*, defaults to `"image-classification"`): Task identifier of the Hub.
         before_training (`float`, *optional*): The same metric of the untrained encoder.
         raw_pixels (`float`, *optional*): The same metric of the processed pixels.
+        outcome (`str`, *optional*): What the protocol chose on its way to the number, such as a learning rate.
+        settings (`Mapping[str, Any]`, *optional*): The protocol in plain values, by name.
     """
 
     value: float
@@ -45,11 +48,14 @@ class CardResult:
     metric_type: str
     dataset: str
     dataset_id: str | None = None
+    dataset_revision: str | None = None
     split: str
     protocol: str
     task_type: str = "image-classification"
     before_training: float | None = None
     raw_pixels: float | None = None
+    outcome: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -176,14 +182,16 @@ def _check(info: ModelCardInfo) -> None:
 
 
 def index_entry(result: CardResult) -> EvalResult:
-    """A result as the model-index has it."""
+    """A result as the model-index has it, with its protocol."""
     return EvalResult(
         task_type=result.task_type,
         dataset_type=result.dataset_id or result.dataset,
         dataset_name=result.dataset,
         dataset_split=result.split,
+        dataset_revision=result.dataset_revision,
         metric_type=result.metric_type,
         metric_name=result.metric_name,
+        metric_args={"protocol": result.protocol},
         metric_value=round(result.value, 2),
     )
 

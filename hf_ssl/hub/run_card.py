@@ -75,7 +75,7 @@ def write_run_card(
             **_selection(results, data.test_name),
             **_method_settings(model.config),
         },
-        results=_results(results, dataset, dataset_id, data.test_name) if data.num_classes else (),
+        results=_results(results, dataset, dataset_id, data) if data.num_classes else (),
         figures=figures,
         hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
@@ -146,7 +146,7 @@ def _setting(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, split: str) -> list[CardResult]:
+def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, data: ImageData) -> list[CardResult]:
     projected = ", as the loss projects it" if results.get("knn_features") == "projected" else ""
     protocol = (
         f"weighted kNN (Wu et al., 2018) with k = {results['k']} and temperature {results['temperature']} on the feature "
@@ -160,12 +160,13 @@ def _results(results: dict[str, Any], dataset: str, dataset_id: str | None, spli
             metric_type="accuracy",
             dataset=dataset,
             dataset_id=dataset_id,
-            split=split,
+            dataset_revision=results.get("dataset_revision"),
+            split=data.test_name,
             protocol=protocol,
             before_training=results[f"knn_top{n}_before"],
             raw_pixels=results["knn_top1_pixels"] if n == 1 else None,
         )
-        for n in (1, 5)
+        for n in ((1, 5) if (data.num_classes or 0) > 5 else (1,))
     ]
 
 

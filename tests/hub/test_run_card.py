@@ -1,12 +1,13 @@
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import ModelCard
 
 from hf_ssl import PatchMixConfig, PWSelfConfig, RelViTConfig
 from hf_ssl.hub import write_run_card
 
 
-def settings_of_card(output_dir, method, config, results=(), **changed):
+def settings_of_card(output_dir, method, config, results=(), num_classes=None, **changed):
     """
     The rows of the table of settings, in a card of a run that never was: those of the method, or all if training arguments
     are changed.
@@ -25,7 +26,7 @@ def settings_of_card(output_dir, method, config, results=(), **changed):
     )
     arguments = {"method": method, "mode": "some", "recipe": "digits", "dataset": "digits", "backbone": "vit-tiny"}
     arguments |= {"patch_size": 4, "image_size": 16}
-    data = SimpleNamespace(num_classes=None, test_name="held-out")
+    data = SimpleNamespace(num_classes=num_classes, test_name="held-out")
     write_run_card(trainer, arguments, data, {"train_seconds": 60, **dict(results)}, {})
     table = (output_dir / "README.md").read_text().split("| setting | value |\n|---|---|\n")[1].split("\n\n")[0]
     rows = [row.removeprefix("| ").removesuffix(" |").split(" | ") for row in table.split("\n")]
@@ -112,3 +113,16 @@ def test_weight_decay_and_clipping(tmp_path, changed, decay, clipping):
 def test_whose_step_is_published(tmp_path, metric, expected):
     results = {} if metric is None else {"selected_by": metric, "best_step": 70}
     assert settings_of_card(tmp_path, "pw_self", PWSelfConfig(), results).get("published model") == expected
+
+
+@pytest.mark.parametrize(("num_classes", "names"), [(5, ["top-1"]), (6, ["top-1", "top-5"])])
+def test_numbers_in_the_model_index(tmp_path, num_classes, names):
+    """With their protocol, and with top-5 only where it says something."""
+    numbers = {f"knn_top{n}{of}": 50 for n in (1, 5) for of in ("", "_before")} | {"knn_top1_pixels": 40}
+    numbers |= {"k": 20, "temperature": 0.07, "feature": "pooled", "num_query_images": 3, "num_bank_images": 30}
+    numbers["dataset_revision"] = "5678ef"
+    settings_of_card(tmp_path, "pw_self", PWSelfConfig(), numbers, num_classes)
+    entries = ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert [entry.metric_name for entry in entries] == [f"kNN {name} (%)" for name in names]
+    for entry in entries:
+        assert "k = 20 and temperature 0.07" in entry.metric_args["protocol"] and entry.dataset_revision == "5678ef"

@@ -2,9 +2,13 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
+import datasets
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -22,6 +26,12 @@ FLAGS = ["--max_train_samples", "300", "--max_test_samples", "60", "--k", "5", "
 def evaluate(monkeypatch, *flags):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
     runpy.run_path(str(SCRIPTS / "evaluate.py"), run_name="__main__")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """No test writes into that of whoever runs it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,126 @@ def test_mistakes_are_explained(flags, message, folder, monkeypatch, tmp_path):
         evaluate(monkeypatch, "--model", folder[0], "--cache_dir", tmp_path, *flags)
 
 
+# ---- a report grows ----
+
+
+@pytest.fixture
+def again(folder, monkeypatch, tmp_path):
+    """Evaluates a copy of the folder, and gives the report as it is then."""
+    copy = tmp_path / "run"
+    shutil.copytree(folder[0], copy)
+
+    def run(*flags, model=copy, small=FLAGS):
+        flags = ["--model", model, "--output_dir", copy, "--cache_dir", folder[0].parent / "cache", *small, *flags]
+        evaluate(monkeypatch, *flags)
+        return (copy / "evaluation.md").read_text()
+
+    run.folder = copy
+    return run
+
+
+def make_photos(folder, classes, counts):
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        for i in range(classes):
+            (folder / split / f"class {i}").mkdir(parents=True)
+            for j in range(count):
+                pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / f"class {i}" / f"{j}.png")
+    return folder
+
+
+def rows_of(text):
+    return [line.split(" | ")[:3] for line in text.splitlines() if line.startswith("| ")][1:]
+
+
+def test_other_protocols_and_data_stay(again, tmp_path, caplog):
+    """In the report and in the card; of a few images, as many neighbors vote as there are."""
+    before = rows_of((again.folder / "evaluation.md").read_text())
+    photos = make_photos(tmp_path / "photos", 3, {"train": 4, "test": 2})
+    text = again("--dataset", photos, "--protocols", "knn", small=["--k", "5", "13"])
+    assert rows_of(text) == [*before, ["| run", "kNN, k = 5, top-1 (%)", "photos, test"]]
+    assert "only 12 training images: --k 13 is left out" in caplog.text
+    text = again("--protocols", "linear,knn", "--k", "20")
+    assert len(rows_of(text)) == 7 + 2, "the probe is of another feature here"
+    card = (again.folder / "README.md").read_text()
+    assert all(line in card for line in text.splitlines() if line.startswith("| "))
+    entries = ModelCard.load(again.folder / "README.md").data.eval_results
+    assert len(entries) == 9 and {entry.dataset_name for entry in entries} == {"digits", "photos"}
+    assert "knn_top1_k5" not in results_of(again.folder)
+
+
+def test_fewer_images_than_neighbors(again, tmp_path, caplog):
+    photos = make_photos(tmp_path / "photos", 3, {"train": 4, "test": 2})
+    text = again("--dataset", photos, "--protocols", "knn", small=["--k", "20"])
+    assert rows_of(text)[-1] == ["| run", "kNN, k = 12, top-1 (%)", "photos, test"]
+    assert "--k 20 is left out, and kNN is measured with k = 12" in caplog.text
+
+
+def test_another_model_beside(again):
+    """It gets into the report, with pictures of its own, and not into the model's card."""
+    own = [again.folder / "README.md", *sorted((again.folder / "figures").glob("*.png"))]
+    before = [path.read_bytes() for path in own]
+    for flags, name in ((("--random_weights", "true"), "run with random weights"), ((), "pixels")):
+        text = again(*flags, "--protocols", "knn", model="pixels" if name == "pixels" else again.folder)
+        assert [f"| {name}", "kNN, k = 5, top-1 (%)", "digits, test"] in rows_of(text)
+        place = f"figures/{name.replace(' ', '-')}/map.png"
+        assert f"]({place})" in text and (again.folder / place).is_file()
+    assert len(rows_of(text)) == 6 + 4 + 4
+    assert [path.read_bytes() for path in own] == before
+    text = again("--protocols", "knn")
+    assert "random" in text and "random" not in (again.folder / "README.md").read_text()
+
+
+# ---- pictures ----
+
+
+def figures_of(folder):
+    return {path.name for path in (folder / "figures").glob("*.png")}
+
+
+def test_only_the_probe(again):
+    """There is no picture of kNN then, and none of an earlier run is left."""
+    text = again("--protocols", "linear")
+    assert figures_of(again.folder) == {"map.png", "nearest.png", "patches.png"}
+    for report in (text, (again.folder / "README.md").read_text()):
+        assert "map.png" in report and "confusion.png" not in report
+
+
+def test_many_classes(again, tmp_path, caplog):
+    photos = make_photos(tmp_path / "photos", 101, {"train": 1, "test": 1})
+    text = again("--dataset", photos, "--protocols", "knn", small=["--k", "5"])
+    assert figures_of(again.folder) == {"nearest.png", "patches.png"}
+    assert "101 classes are too many for pictures" in caplog.text
+    assert "nearest.png" in text and "map.png" not in text and "confusion.png" not in text
+
+
+def test_without_matplotlib(again, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    text = again("--protocols", "knn", "--seed", "1")
+    assert "seed 1" in text and "](figures" not in text and not figures_of(again.folder)
+    assert [record.levelname for record in caplog.records if "hf_ssl[viz]" in record.message] == ["WARNING"]
+
+
+def test_map_by_umap(again, monkeypatch):
+    class UMAP:
+        def __init__(self, **options):
+            pass
+
+        def fit_transform(self, features):
+            return features[:, :2]
+
+    package = ModuleType("umap")
+    package.UMAP = UMAP
+    monkeypatch.setitem(sys.modules, "umap", package)
+    before = (again.folder / "figures" / "map.png").read_bytes()
+    assert "a map by UMAP" in again("--map", "umap", "--protocols", "knn")
+    assert (again.folder / "figures" / "map.png").read_bytes() != before
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match=r'pip install "hf_ssl\[umap\]"'):
+        again("--map", "umap", "--protocols", "knn")
+
+
 # ---- what an encoder should be better than ----
 
 
@@ -117,7 +247,7 @@ def test_pixels(monkeypatch, tmp_path):
     results = results_of(tmp_path / "report")
     assert results["knn_protocol"]["model"] == "pixels"
     assert results["knn_top1_k5"] > 80, "digits are told by their pixels"
-    assert not (tmp_path / "report" / "figures" / "patches.png").exists()
+    assert not list((tmp_path / "report").glob("**/patches.png"))
 
 
 def test_random_weights(folder, monkeypatch, tmp_path):
