@@ -102,7 +102,9 @@ def add_branch(hidden_states: Tensor, branch: Tensor, scale: Tensor | None) -> T
     return torch.addcmul(hidden_states, branch, scale[:, None, None].to(branch.dtype))
 
 
-def interpolate_positions(table: Tensor, grid: tuple[int, int], method: PositionInterpolation = "size") -> Tensor:
+def interpolate_positions(
+    table: Tensor, grid: tuple[int, int], method: PositionInterpolation = "size", *, is_square: bool = True
+) -> Tensor:
     """
     Resize a learned position table to another patch grid, bicubically; the class token's entry is kept.
 
@@ -115,12 +117,15 @@ def interpolate_positions(table: Tensor, grid: tuple[int, int], method: Position
             `"size"` samples the table on the exact ratio of the sizes, as transformers does. `"scale_factor"` adds 0.1
             to the new size first, as DINO and the methods after it do in training: the fraction shifts the sampling
             points, and features differ visibly from `"size"`.
+        is_square (`bool`, *optional*, defaults to `True`):
+            Whether the image is as high as it is wide, in pixels. For others, `"scale_factor"` shifts sampling points even
+            where the grid stays as it is, as in the original code: of 37 x 32 pixels in patches of 8, the grid is square.
 
     Returns:
         `torch.Tensor` of shape `(1, 1 + rows * columns, dim)`.
     """
     side = round((table.shape[1] - 1) ** 0.5)
-    if grid == (side, side):
+    if grid == (side, side) and (is_square or method == "size"):
         return table
     patches = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
     if method == "scale_factor":
@@ -215,7 +220,12 @@ class ViTTrunk(nn.Module):
         class_token: Tensor = self.embeddings.cls_token
         if not self.use_position_embeddings:
             return self._join(class_token, patches)
-        positions = interpolate_positions(self.embeddings.position_embeddings, grid, self.position_interpolation)
+        positions = interpolate_positions(
+            self.embeddings.position_embeddings,
+            grid,
+            self.position_interpolation,
+            is_square=pixel_values.shape[-2] == pixel_values.shape[-1],
+        )
         if self.use_class_token_position:
             class_token = class_token + positions[:, :1]
         of_patches = positions[:, 1:] if patch_indices is None else F.embedding(patch_indices, positions[0, 1:])

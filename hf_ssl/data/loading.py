@@ -5,7 +5,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,20 @@ def _first_of(names: Iterable[str], available: Iterable[str]) -> str | None:
     return next((spelled[name] for name in names if name in spelled), None)
 
 
+def walk_files(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders, but for hidden ones and those that begin with two underscores, which the
+    imagefolder loader ignores too. Links are followed; a folder that several lead to is visited once, by the first name."""
+    visited: set[str] = set()
+    for root, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(subfolder for subfolder in subfolders if not subfolder.startswith((".", "__")))
+        real_root = os.path.realpath(root)
+        if real_root in visited:
+            subfolders.clear()
+            continue
+        visited.add(real_root)
+        yield from (Path(root, file) for file in files if not file.startswith((".", "__")))
+
+
 def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], str | None, bool]:
     """The splits, the name of the test split, and whether the images lie in files of their own."""
     if not folder.is_dir():
@@ -248,27 +262,15 @@ def _load_folder(name: str, folder: Path) -> tuple[dict[str, Dataset], str | Non
     metadata_folders: set[tuple[str, ...]] = set()
     parquet_files: list[Path] = []
     others: Counter[str] = Counter()
-    visited: set[str] = set()
-    for root, subfolders, files in os.walk(folder, followlinks=True):
-        # The imagefolder loader ignores these too. A link may lead to a folder that has been visited.
-        real_root = os.path.realpath(root)
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith((".", "__"))]
-        if real_root in visited:
-            subfolders.clear()
-            continue
-        visited.add(real_root)
-        for file in files:
-            suffix = os.path.splitext(file)[1].lower()
-            if file.startswith((".", "__")):
-                continue
-            elif suffix in ImageFolder.EXTENSIONS:
-                image_folders.add(Path(root).relative_to(folder).parts)
-            elif file in ImageFolder.METADATA_FILENAMES:
-                metadata_folders.add(Path(root).relative_to(folder).parts)
-            elif suffix == ".parquet":
-                parquet_files.append(Path(root, file))
-            else:
-                others[suffix or file] += 1
+    for file in walk_files(folder):
+        if file.suffix.lower() in ImageFolder.EXTENSIONS:
+            image_folders.add(file.parent.relative_to(folder).parts)
+        elif file.name in ImageFolder.METADATA_FILENAMES:
+            metadata_folders.add(file.parent.relative_to(folder).parts)
+        elif file.suffix.lower() == ".parquet":
+            parquet_files.append(file)
+        else:
+            others[file.suffix.lower() or file.name] += 1
     if parquet_files and image_folders:
         raise ValueError(
             f"Folder {name!r} holds both images and parquet files ({parquet_files[0].name!r}, …); "

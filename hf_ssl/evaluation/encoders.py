@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import (
@@ -55,12 +56,20 @@ class FeatureSpec:
             (class token, mean, class token, …), as in DINO's linear evaluation.
         projected (`bool`, *optional*, defaults to `False`):
             Whether the feature is what the method's loss compares images by, see [`~SSLPreTrainedModel.project`].
+        gem (`float`, *optional*):
+            The generalized mean of the last block's patch tokens comes after the class token, with this exponent: 4 for copy
+            detection in DINO.
+        scales (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`):
+            Sizes at which the image is looked at, relative to its own. The mean of the features at several sizes is brought
+            to length 1.
     """
 
     pooling: str
     num_blocks: int = 1
     average_pool: bool = False
     projected: bool = False
+    gem: float | None = None
+    scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -71,13 +80,26 @@ class FeatureSpec:
             raise ValueError(f"The last blocks give class tokens, and pooling={self.pooling!r} is another feature.")
         if (self.num_blocks > 1 or self.average_pool) and self.projected:
             raise ValueError("A loss projects one feature of an image: leave num_blocks and average_pool out.")
+        if self.gem is not None and (self.pooling != "class_token" or self.num_blocks > 1 or self.average_pool):
+            raise ValueError("The generalized mean comes after one class token: leave other features out.")
+        if self.gem is not None and self.projected:
+            raise ValueError("A loss projects one feature of an image: leave gem out.")
+        if self.gem is not None and self.gem <= 0:
+            raise ValueError(f"gem={self.gem} must be a positive exponent.")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales={self.scales} must be positive numbers.")
 
     def __str__(self) -> str:
         words = {"class_token": "class token", "patch_mean": "mean of the patch tokens", "pooled": "pooled output"}
         text = words[self.pooling]
         if self.num_blocks > 1:
             text += f"s of the last {self.num_blocks} blocks"
-        return text + (" and mean of the patch tokens" * self.average_pool) + ", projected" * self.projected
+        text += (" and mean of the patch tokens" * self.average_pool) + ", projected" * self.projected
+        if self.gem is not None:
+            text += f" and generalized mean of the patch tokens (exponent {self.gem:g})"
+        if self.scales != (1.0,):
+            text += f", mean at scales {', '.join(f'{scale:.3g}' for scale in self.scales)}"
+        return text
 
 
 class LoadedEncoder:
@@ -180,39 +202,39 @@ class LoadedEncoder:
             bf16 (`bool`, *optional*, defaults to `False`): Whether the encoder computes in bfloat16 where that is safe.
 
         Returns:
-            `list[torch.Tensor]` of shape `(batch_size, dim)`, float32: not normalized, but for what is projected.
+            `list[torch.Tensor]` of shape `(batch_size, dim)`, float32: of length 1 only where they are projected, or are of
+            several scales.
         """
-        blocks = max(spec.num_blocks for spec in specs)
-        with _autocast(self.model.device, bf16):
-            outputs = self.outputs(pixel_values, **({"output_hidden_states": True} if blocks > 1 else {}))
-            return [self._of(outputs, spec).float() for spec in specs]
-
-    def patch_tokens(self, pixel_values: Tensor) -> Tensor | None:
-        """
-        Tokens of patches, where they are.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`): Processed images, squares.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, rows, columns, dim)`, *optional*: float32; of encoders that give no square
-            grid of tokens, nothing.
-        """
-        tokens = self.outputs(pixel_values).get("last_hidden_state")
-        if tokens is None or tokens.ndim != 3:
-            return None
-        patches = tokens[:, num_prefix_tokens(self.model) :]
-        side = round(patches.shape[1] ** 0.5)
-        return patches.unflatten(1, (side, side)).float() if side * side == patches.shape[1] else None
+        options = {"output_hidden_states": True} if max(spec.num_blocks for spec in specs) > 1 else {}
+        pixel_values = pixel_values.to(self.model.device)
+        sums: list[Any] = [0.0] * len(specs)
+        for scale in dict.fromkeys(scale for spec in specs for scale in spec.scales):
+            scaled = pixel_values if scale == 1 else F.interpolate(pixel_values, scale_factor=scale, mode="bilinear")
+            with _autocast(self.model.device, bf16):
+                outputs = self.outputs(scaled, **options)
+                for i, spec in enumerate(specs):
+                    if scale in spec.scales:
+                        sums[i] = sums[i] + self._of(outputs, spec).float()
+        return [
+            features if spec.scales == (1.0,) else F.normalize(features / len(spec.scales))
+            for features, spec in zip(sums, specs, strict=True)
+        ]
 
     def _of(self, outputs: ModelOutput, spec: FeatureSpec) -> Tensor:
-        if spec.num_blocks == 1 and not spec.average_pool:
-            feature = self._pool(outputs, spec.pooling)
-            if not spec.projected:
-                return feature
-            if self.pretraining is None:
-                raise ValueError(f"{self.name} was loaded without what projects its features.")
-            return self.pretraining.project(feature, None if self.branch == "auto" else self.branch)
+        if spec.num_blocks > 1 or spec.average_pool:
+            return self._side_by_side(outputs, spec)
+        feature = self._pool(outputs, spec.pooling)
+        if spec.gem is not None:
+            tokens = outputs["last_hidden_state"][:, num_prefix_tokens(self.model) :].float()
+            mean = tokens.clamp_min(1e-6).pow(spec.gem).mean(1).pow(1 / spec.gem)
+            return torch.cat([feature.float(), mean], dim=1)
+        if not spec.projected:
+            return feature
+        if self.pretraining is None:
+            raise ValueError(f"{self.name} was loaded without what projects its features.")
+        return self.pretraining.project(feature, None if self.branch == "auto" else self.branch)
+
+    def _side_by_side(self, outputs: ModelOutput, spec: FeatureSpec) -> Tensor:
         parts = self._class_tokens(outputs, spec.num_blocks)
         if spec.average_pool:
             mean = self._pool(outputs, "patch_mean")
@@ -339,7 +361,7 @@ def load_encoder(
 
 def _resized(embeddings: Any, method: PositionInterpolation, _: Tensor, height: int, width: int) -> Tensor:
     grid = (height // embeddings.patch_size, width // embeddings.patch_size)
-    return interpolate_positions(embeddings.position_embeddings, grid, method)
+    return interpolate_positions(embeddings.position_embeddings, grid, method, is_square=height == width)
 
 
 def public_name(model: str) -> str:

@@ -109,7 +109,7 @@ def _compute(
     bf16: bool,
 ) -> None:
     """Fill what is missing in the stores, in one pass."""
-    first = next(iter(processed_batches(images, encoder.processor, [[0]], 0)))[0]
+    ((_, first),), _ = next(iter(processed_batches(images, encoder.processor, [[0]], 0)))
     dims = [rows.shape[1] for rows in encoder.features(first, specs, bf16)]
     if rank() == 0:
         for store, dim in zip(stores, dims, strict=True):
@@ -126,9 +126,10 @@ def _compute(
     with tqdm(
         total=sum(map(len, batches)), desc="features", unit=" images", delay=5, leave=False, disable=None
     ) as bar:
-        for batch, (pixel_values, _) in zip(batches, loader, strict=True):
-            for target, features in zip(rows, encoder.features(pixel_values, specs, bf16), strict=True):
-                target[batch.start : batch.stop] = features.cpu().numpy()
+        for batch, (groups, _) in zip(batches, loader, strict=True):
+            for places, pixel_values in groups:
+                for target, features in zip(rows, encoder.features(pixel_values, specs, bf16), strict=True):
+                    target[batch.start + places.numpy()] = features.cpu().numpy()
             if batch.stop % BLOCK_SIZE == 0 or batch.stop == len(images):
                 for store, target in zip(stores, rows, strict=True):
                     target.flush()

@@ -96,6 +96,10 @@ def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+# Places in the batch and pixel values, `(count,)` and `(count, 3, height, width)`, for each size of images; and labels.
+ProcessedBatch = tuple[list[tuple[Tensor, Tensor]], list[int]]
+
+
 class _Processed(Dataset[Any]):
     """
     Reads and processes the images of a batch a few at a time, in the worker: decoded photos are large, and a whole batch
@@ -110,17 +114,20 @@ class _Processed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, list[int]]:
-        pixel_values, labels = [], []
+    def __getitems__(self, indices: list[int]) -> ProcessedBatch:
+        by_size: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+        labels: list[int] = []
         for start in range(0, len(indices), self.num_at_once):
             samples = [self.dataset[i] for i in indices[start : start + self.num_at_once]]
             images = [sample["image"] for sample in samples]
-            pixel_values.append(self.processor(images=images, return_tensors="pt")["pixel_values"])
+            for place, pixels in enumerate(self.processor(images=images, return_tensors="pt")["pixel_values"], start):
+                by_size.setdefault(tuple(pixels.shape), []).append((place, pixels))
             labels += [int(sample["label"]) for sample in samples if "label" in sample]
-        return torch.cat(pixel_values), labels
+        groups = [tuple(zip(*group, strict=True)) for group in by_size.values()]
+        return [(torch.tensor(places), torch.stack(pixels)) for places, pixels in groups], labels
 
 
-def _collate(batch: tuple[Tensor, list[int]]) -> tuple[Tensor, list[int]]:
+def _collate(batch: ProcessedBatch) -> ProcessedBatch:
     return batch
 
 
@@ -137,8 +144,9 @@ def processed_batches(
         num_workers (`int`): Processes that read the dataset.
 
     Returns:
-        `torch.utils.data.DataLoader`: of each batch, `pixel_values` of shape `(batch_size, 3, height, width)`, float32, and
-        the labels as a list, empty if there are none.
+        `torch.utils.data.DataLoader`: of each batch, for each size that images come out with, their places in the batch, of
+        shape `(count,)`, and `pixel_values` of shape `(count, 3, height, width)`, float32; and the labels as a list, empty if
+        there are none.
     """
     prepare_for_workers()
     return DataLoader(
@@ -192,7 +200,11 @@ def extract(
     done = 0
     # The bar appears only when there is something to wait for, and leaves no line behind.
     with tqdm(total=count, desc="features", unit=" images", delay=5, leave=False, disable=None) as bar:
-        for pixel_values, batch_labels in loader:
+        for groups, batch_labels in loader:
+            if len(groups) > 1:
+                sizes = ", ".join("x".join(map(str, pixels.shape[-2:])) for _, pixels in groups)
+                raise ValueError(f"The image processor makes images of different sizes ({sizes}): let it crop them.")
+            ((_, pixel_values),) = groups
             index = torch.arange(first + done, first + done + len(pixel_values))
             of_batch = {"pixel_values": pixel_values, "index": index}
             if len(batch_labels) == len(pixel_values):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform
 from torchvision.transforms.functional import to_pil_image
@@ -335,11 +336,57 @@ def test_blocks_that_it_does_not_have(name, num_blocks, message, stock):
         ({"pooling": MEAN, "num_blocks": 2}, "pooling='patch_mean' is another feature"),
         ({"pooling": POOLED, "average_pool": True}, "pooling='pooled' is another feature"),
         ({"pooling": CLASS, "num_blocks": 2, "projected": True}, "projects one feature"),
+        ({"pooling": MEAN, "gem": 4.0}, "comes after one class token"),
+        ({"pooling": CLASS, "gem": 4.0, "num_blocks": 2}, "comes after one class token"),
+        ({"pooling": CLASS, "gem": 4.0, "projected": True}, "leave gem out"),
+        ({"pooling": CLASS, "gem": 0.0}, "gem=0.0 must be a positive exponent"),
+        ({"pooling": CLASS, "scales": ()}, "must be positive numbers"),
+        ({"pooling": CLASS, "scales": (1.0, -0.5)}, "must be positive numbers"),
     ],
 )
 def test_features_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
         FeatureSpec(**fields)
+
+
+# ---- retrieval and copy detection ----
+
+
+def test_class_token_and_generalized_mean(stock):
+    tokens = stock_outputs("registers", stock[1]["registers"], pixels(16, 16)).last_hidden_state
+    encoder = load_encoder(str(stock[0] / "registers"))
+    for exponent in (1.0, 3.0, 4.0):
+        (actual,) = encoder.features(pixels(16, 16), [FeatureSpec(CLASS, gem=exponent)])
+        powers = [torch.linalg.vector_norm(patches.clamp(1e-6), exponent, 0) for patches in tokens[:, 4:]]
+        mean = torch.stack(powers) / (tokens.shape[1] - 4) ** (1 / exponent)
+        torch.testing.assert_close(actual, torch.cat([tokens[:, 0], mean], 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet"])
+def test_several_scales(stock, name):
+    """The mean of the features, then length 1; sides that patches do not fill are cut."""
+    encoder, images = load_encoder(str(stock[0] / name)), pixels(27, 33)
+    scales = (1.0, 2**-0.5, 0.5)
+    plain, at_scales, half = encoder.features(
+        images, [FeatureSpec(encoder.feature, scales=some) for some in ((1.0,), scales, (0.5,))]
+    )
+    parts = [F.interpolate(images, scale_factor=scale, mode="bilinear") for scale in scales]
+    parts = [encoder.features(part, [FeatureSpec(encoder.feature)])[0] for part in parts]
+    torch.testing.assert_close(plain, parts[0])
+    mean = sum(parts) / 3
+    torch.testing.assert_close(at_scales, mean / mean.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(half, parts[2] / parts[2].norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"gem": 4.0}, "class token and generalized mean of the patch tokens (exponent 4)"),
+        ({"scales": (1.0, 2**-0.5, 0.5)}, "class token, mean at scales 1, 0.707, 0.5"),
+    ],
+)
+def test_they_are_told(fields, words):
+    assert str(FeatureSpec(CLASS, **fields)) == words
 
 
 # ---- ours ----
@@ -349,6 +396,15 @@ def exported(model, folder):
     perturb(model)
     export_run(model, evaluation_processor(16, *STATISTICS), folder)
     return model.eval()
+
+
+@pytest.mark.parametrize(("how", "is_same"), [("size", True), ("scale_factor", False)])
+def test_positions_of_an_image_that_is_no_square(stock, how, is_same):
+    """Of 18 x 16 pixels, patches of 4 make the encoder's own grid: its positions, or the original code's shifted ones."""
+    encoder = load_encoder(str(stock[0] / "vit"), position_interpolation=how)
+    actual = encoder.outputs(pixels(18, 16)).last_hidden_state
+    cut = encoder.outputs(pixels(18, 16)[:, :, :16]).last_hidden_state
+    assert torch.allclose(actual, cut, atol=1e-5) == is_same
 
 
 @pytest.mark.parametrize("how", ["size", "scale_factor"])

@@ -25,6 +25,7 @@ from hf_ssl.evaluation.features import (
     processed_batches,
     random_projection,
 )
+from hf_ssl.evaluation.thumbnails import ThumbnailProcessor
 
 
 class Images(Dataset):
@@ -187,12 +188,43 @@ def test_memory_holds_features_only(processor):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_in_any_order(processor, workers):
     batches = [range(7, 9), [0], range(3, 6)]
-    for batch, (pixel_values, labels) in zip(
-        batches, processed_batches(Images(), processor, batches, workers), strict=True
-    ):
+    for batch, (groups, labels) in zip(batches, processed_batches(Images(), processor, batches, workers), strict=True):
         images = [Images().images[i] for i in batch]
+        ((places, pixel_values),) = groups
         assert torch.equal(pixel_values, processor(images=images, return_tensors="pt")["pixel_values"])
-        assert labels == list(batch)
+        assert labels == list(batch) and places.tolist() == list(range(len(batch)))
+
+
+class Photos(Dataset):
+    """Two kinds of sizes, in no order."""
+
+    sizes = [(8, 12), (12, 8), (8, 12), (8, 12), (12, 8)]
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        height, width = self.sizes[index]
+        return {"image": torch.full((3, height, width), 10 * index, dtype=torch.uint8), "label": index}
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 16])
+def test_photos_of_different_sizes(at_once, monkeypatch):
+    """Those of one size come together."""
+    monkeypatch.setattr("hf_ssl.evaluation.features._Processed.num_at_once", at_once)
+    keep = ThumbnailProcessor(12, [0.0] * 3, [1.0] * 3)
+    ((groups, labels),) = processed_batches(Photos(), keep, [[4, 3, 2, 1, 0]], 0)
+    assert labels == [4, 3, 2, 1, 0]
+    assert [places.tolist() for places, _ in groups] == [[0, 3], [1, 2, 4]]
+    for places, pixel_values in groups:
+        assert torch.allclose(pixel_values[:, 0, 0, 0] * 255, 10.0 * torch.tensor(labels)[places])
+    assert [tuple(pixel_values.shape) for _, pixel_values in groups] == [(2, 3, 12, 8), (3, 3, 8, 12)]
+
+
+def test_photos_of_different_sizes_make_no_batch(encoder):
+    keep = ThumbnailProcessor(12, [0.0] * 3, [1.0] * 3)
+    with pytest.raises(ValueError, match="images of different sizes \\(8x12, 12x8\\): let it crop them"):
+        extract_features(encoder, keep, Photos(), pooling="class_token")
 
 
 def test_random_projection():
