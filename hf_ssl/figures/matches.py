@@ -1,15 +1,18 @@
-"""Patches of two views that show the same place."""
+"""Patches of two views, or of two images, that show the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import BLUE, draw_pixels, new_figure, save
+import numpy as np
+
+from .common import BLUE, draw_pixels, new_figure, require_matplotlib, save
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patheffects import AbstractPathEffect
     from torch import Tensor
 
 
@@ -85,3 +88,95 @@ def _draw_grid(
         text = axes.text(x + width / 2, y + height / 2, str(cell + 1), ha="center", va="center", fontsize=0.3 * size)
         text.set(color="white" if matched else "#dddddd", fontweight="bold" if matched else "normal")
         text.set_path_effects([withStroke(linewidth=0.06 * size, foreground="black")])
+
+
+def plot_image_matches(
+    path: str | Path,
+    *,
+    images: tuple[Tensor, Tensor],
+    boxes: tuple[Tensor, Tensor],
+    similarities: Tensor,
+    areas: tuple[Tensor, Tensor] | None = None,
+    title: str | None = None,
+) -> None:
+    """
+    Draws two images side by side, with lines between the patches that an encoder takes for the same thing. Colors tell
+    how similar their tokens are.
+
+    Args:
+        path (`str` or `Path`): PNG file to write.
+        images (`tuple[torch.Tensor, torch.Tensor]` of shape `(3, height, width)`, uint8): The images, of any sizes.
+        boxes (`tuple[torch.Tensor, torch.Tensor]` of shape `(num_pairs, 4)`):
+            The patches of either image, in pairs: `(top, left, height, width)` in its pixels.
+        similarities (`torch.Tensor` of shape `(num_pairs,)`): Cosine similarity of each pair.
+        areas (`tuple[torch.Tensor, torch.Tensor]` of shape `(4,)`, *optional*):
+            What the encoder sees of either image, as such a box; the rest is drawn pale.
+        title (`str`, *optional*): Unset, the number of pairs.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+        `ValueError`: If the numbers of boxes and similarities differ.
+    """
+    counts = {len(boxes[0]), len(boxes[1]), len(similarities)}
+    if len(counts) > 1:
+        raise ValueError(
+            f"Pairs have a box in either image and a similarity; got {len(boxes[0])} and {len(boxes[1])} `boxes` and "
+            f"{len(similarities)} `similarities`."
+        )
+    require_matplotlib()
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import ConnectionPatch, Rectangle
+    from matplotlib.patheffects import withStroke
+
+    side, margin, gap, top = 5.0, 0.2, 0.5, 0.6
+    scales = [side / max(image.shape[1:]) for image in images]  # inches for a pixel
+    sizes = [(image.shape[2] * scale, image.shape[1] * scale) for image, scale in zip(images, scales, strict=True)]
+    bar = 1.1 if len(similarities) else 0.0  # for the colors
+    tallest = max(height for _, height in sizes)
+    width, height = sum(wide for wide, _ in sizes) + gap + 2 * margin + bar, top + tallest + margin
+    figure = new_figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(margin, 0.35, title or f"{len(similarities)} pairs of patches", fontsize=12)
+    low, high = (float(similarities.min()), float(similarities.max())) if bar else (0.0, 1.0)
+    norm = Normalize(min(low, high - 0.05), high)  # so that similar pairs have similar colors
+    colors = colormaps["plasma"](norm(similarities.double().numpy()))
+    # To be seen on any background.
+    outlined: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="#00000080")]
+    left, ends = margin, []
+    for i, (image, (wide, tall)) in enumerate(zip(images, sizes, strict=True)):
+        y = top + (tallest - tall) / 2
+        draw_pixels(axes, image if areas is None else _pale_outside(image, areas[i]), left, y, wide, tall)
+        placed = boxes[i].double().numpy() * scales[i] + np.array([y, left, 0, 0])
+        for (box_top, box_left, box_height, box_width), color in zip(placed, colors, strict=True):
+            box = Rectangle((box_left, box_top), box_width, box_height, fill=False, edgecolor=color, linewidth=1.4)
+            box.set_path_effects(outlined)
+            axes.add_patch(box)
+        ends.append(placed[:, [1, 0]] + placed[:, [3, 2]] / 2)
+        left += wide + gap
+    # The most similar pairs come out on top.
+    for i in similarities.argsort(stable=True).tolist():
+        line = ConnectionPatch(ends[0][i], ends[1][i], "data", "data", color=colors[i], linewidth=1.1)
+        line.set_path_effects(outlined)
+        axes.add_patch(line)
+    # After the images, which set limits of their own.
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    if bar:
+        place = ((left - gap + 0.25) / width, 1 - (top + tallest) / height, 0.15 / width, tallest / height)
+        scale = figure.add_axes(place)
+        figure.colorbar(
+            ScalarMappable(norm, "plasma"), cax=scale, label="cosine similarity of the tokens", format="%.2f"
+        )
+    save(figure, path)
+
+
+def _pale_outside(image: Tensor, area: Tensor) -> Tensor:
+    """Mixes white into what lies outside of a box."""
+    top, left, height, width = area.tolist()
+    ends = (top, top + height, image.shape[1]), (left, left + width, image.shape[2])
+    (y0, y1), (x0, x1) = (sorted(min(max(round(end), 0), side) for end in (a, b)) for a, b, side in ends)
+    pale = 255 - (255 - image) // 3
+    pale[:, y0:y1, x0:x1] = image[:, y0:y1, x0:x1]
+    return pale

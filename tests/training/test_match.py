@@ -1,6 +1,8 @@
 """`training/match.py` from its command line to the picture."""
 
 import ast
+import csv
+import io
 import runpy
 import sys
 from pathlib import Path
@@ -9,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
+from hf_ssl.data import decode_rgb
+from hf_ssl.evaluation import load_encoder, match_images
 from hf_ssl.figures import plot_matches
 
 
@@ -71,9 +76,18 @@ def test_views_are_those_of_the_pretraining(photo):
     [
         (["--patch_size", "7"], "patch_size=7 must be 8, 16 or 32"),
         (["--output", "result.jpg"], "output='result.jpg' must be the name of a PNG file"),
+        (["--max_matches", "0"], "max_matches=0 must be at least 1"),
+        (["PHOTO"], "Two photos are matched by the tokens of an encoder: name it with --model"),
+        (["PHOTO", "--model", "x", "--seed", "1"], "Two photos are not cut into views: leave --seed out"),
+        (
+            ["--model", "x"],
+            "Views of one photo are matched without an encoder: leave --model out, or name a second photo",
+        ),
+        (["--ratio", "0.9", "--image_size", "64"], "leave --image_size, --ratio out"),
     ],
 )
 def test_wrong_flags(monkeypatch, photo, flags, message):
+    flags = [photo if flag == "PHOTO" else flag for flag in flags]
     monkeypatch.setattr(sys, "argv", ["match.py", photo, *flags])
     with pytest.raises(ValueError, match=message):
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -102,3 +116,88 @@ def test_figure(tmp_path):
     for wrong in ([[24, 0]], [[0, 4]], [[-1, 0]]):
         with pytest.raises(ValueError, match="`matches` must be patches of grids"):
             plot_matches(tmp_path / "x.png", **task, matches=torch.tensor(wrong))
+
+
+# ---- two photos ----
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An encoder that tells colors apart, and knows no places."""
+    torch.manual_seed(0)
+    config = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTModel(ViTConfig(**config, image_size=32, patch_size=4))
+    torch.nn.init.zeros_(model.embeddings.position_embeddings)
+    torch.nn.init.normal_(model.embeddings.patch_embeddings.projection.weight)
+    model.save_pretrained(tmp_path / "model")
+    size = {"height": 32, "width": 32}
+    ViTImageProcessor(size=size, do_center_crop=True, crop_size=size).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Blocks of colors, and a part of them."""
+    colors = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    first = Image.fromarray(colors.repeat(10, 0).repeat(15, 1))
+    first.save(tmp_path / "first.png")
+    first.crop((60, 20, 120, 60)).save(tmp_path / "second.png")
+    return [str(tmp_path / f"{name}.png") for name in ("first", "second")]
+
+
+@pytest.fixture
+def match_photos(monkeypatch, tmp_path, capsys, pair, folder):
+    """Run the script on two photos; what it prints as a table, the last line on the terminal, the picture's pixels."""
+
+    def match_photos(*flags):
+        output = tmp_path / "matches.png"
+        flags = [*pair, "--model", folder, "--output", str(output), *flags]
+        monkeypatch.setattr(sys, "argv", ["match.py", *flags])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        printed = capsys.readouterr()
+        with Image.open(output) as image:
+            return list(csv.DictReader(io.StringIO(printed.out))), printed.err.splitlines()[-1], np.asarray(image)
+
+    return match_photos
+
+
+def test_photos(match_photos, pair, folder):
+    """As the library has it, the most similar pairs first."""
+    photos = [decode_rgb({"path": path, "bytes": None}) for path in pair]
+    matches = match_images(load_encoder(folder), *photos)
+    rows, last, picture = match_photos()
+    assert len(rows) == min(50, len(matches))
+    assert last.endswith(f"matches.png: {len(rows)} of {len(matches)} pairs of patches, each the other's nearest")
+    for row, similarity, (first, second) in zip(rows, matches.similarities, matches.centers.tolist(), strict=False):
+        found = [float(row[name]) for name in ("similarity", "first_y", "first_x", "second_y", "second_x")]
+        np.testing.assert_allclose(found, [similarity, *first, *second], atol=0.051)
+    few, last, other = match_photos("--max_matches", "3")
+    assert few == rows[:3] and f"3 of {len(matches)} pairs" in last
+    assert other.shape == picture.shape and not np.array_equal(other, picture)
+    assert match_photos("--ratio", "0.5")[0] != rows
+    limit = rows[5]["similarity"]
+    assert len(match_photos("--threshold", limit)[0]) in (5, 6, 7)  # which is printed with four digits
+
+
+def test_image_size(match_photos):
+    """Blocks of the first photo are patches then: those that the second one shows as well are found."""
+    rows, *_ = match_photos("--image_size", "32", "--threshold", "0.9", "--max_matches", "1000")
+    assert len(rows) > 10
+    places = torch.tensor(
+        [[float(row[name]) for name in ("first_x", "first_y", "second_x", "second_y")] for row in rows]
+    )
+    assert (places[:, 0].remainder(15) - 7.5).abs().max() < 0.1 and (places[:, 1].remainder(10) - 5).abs().max() < 0.1
+    shifts = places[:, :2] - places[:, 2:]
+    is_right = (shifts[:, 0] - 60).abs().le(7.5) & (shifts[:, 1] - 20).abs().le(5)
+    assert is_right.float().mean() > 0.6  # by chance, about a tenth
+
+
+def test_wrong_photos_and_encoders(match_photos, pair, folder, tmp_path):
+    with pytest.raises(ValueError, match="threshold=50.0 must be a cosine similarity"):
+        match_photos("--threshold", "50")
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match="model cannot be evaluated"):
+        match_photos()
+    Path(pair[1]).write_text("no picture")
+    with pytest.raises(SystemExit, match=r"Cannot read .*second.png"):
+        match_photos()
