@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 
-from hf_ssl.figures import plot_confusion, plot_embedding_map, plot_patch_colors
+from hf_ssl.figures import Ranking, plot_confusion, plot_embedding_map, plot_patch_colors, plot_rankings
+from hf_ssl.figures.common import GRAY, GREEN, RED
 from hf_ssl.figures.patch_colors import patch_colors
 
 
@@ -221,3 +222,39 @@ class TestPatchColors:
             with pytest.raises(ValueError, match=message):
                 plot_patch_colors(tokens, [image], tmp_path / "x.png")
         assert not (tmp_path / "x.png").exists()
+
+
+# ---- rankings ----
+
+
+def ranking(is_right=None, captions=3, found=3):
+    images = [torch.full((3, 20, 30 + i), 60 * i, dtype=torch.uint8) for i in range(found)]
+    return Ranking(images[0], images, "AP 50.0 %", [f"{i}." for i in range(captions)], is_right)
+
+
+def count(path, color):
+    """Pixels of about this color."""
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(pixels(path) - wanted).sum(-1) < 6).sum()
+
+
+def test_rankings(tmp_path):
+    """Frames tell what should be found; words below tell of the kinds that are there."""
+    plot_rankings(tmp_path / "a.png", [ranking([True, False, None]), ranking([True, True, False])])
+    assert all(count(tmp_path / "a.png", color) > 300 for color in (GREEN, RED, GRAY))
+    plot_rankings(tmp_path / "b.png", [ranking()], ("photo", "others"))
+    assert count(tmp_path / "b.png", GREEN) == count(tmp_path / "b.png", RED) == 0
+
+
+@pytest.mark.parametrize(
+    ("rankings", "message"),
+    [
+        ([], "There is no query to draw"),
+        ([ranking(captions=2)], "'AP 50.0 %' has images, captions and frames of different numbers"),
+        ([ranking(is_right=[True])], "of different numbers"),
+    ],
+)
+def test_rankings_that_cannot_be(rankings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        plot_rankings(tmp_path / "a.png", rankings)
+    assert not list(tmp_path.iterdir())

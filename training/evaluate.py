@@ -8,13 +8,11 @@ how they were measured beside them, and as a table into evaluation.md; and into 
 is its folder. Numbers of other datasets, protocols and models that are already there stay.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from accelerate import PartialState
 from torch import Tensor
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -29,26 +27,19 @@ from hf_ssl.evaluation import (
     LoadedEncoder,
     cached_features,
     evenly_spaced_indices,
+    grid_tokens,
     knn_votes,
     nearest_neighbors,
 )
 from hf_ssl.figures import (
+    can_draw,
     plot_confusion,
     plot_embedding_map,
     plot_neighbors,
     plot_patch_colors,
-    require_matplotlib,
     require_umap,
 )
-from hf_ssl.hub import (
-    CardResult,
-    add_to_card,
-    record_evaluations,
-    report,
-    report_table,
-    results_of_model,
-    write_atomically,
-)
+from hf_ssl.hub import record_evaluations, report_table, write_report
 from hf_ssl.hub.run_card import dataset_id_of
 from hf_ssl.scripts import knn, linear
 
@@ -100,23 +91,26 @@ class Split(NamedTuple):
 
 def main() -> None:
     args = parse()
-    draws = can_draw(args)
+    if args.map == "umap":  # which is not left out in silence
+        require_umap()
+    draws = can_draw()
     encoder, data = args.load_encoder(args.seed), args.load_data(args.seed)
     train, test = (load_features(args, encoder, make_source(images)) for images in (data.train, data.test))
     fit_k(args, len(train.images))
-    fingerprint, rows = encoder.fingerprint()[:16], []
+    rows = []
     for name in args.protocols:
         results = measure(args, name)
         if results:  # this is the first process
-            results[f"{name}_protocol"]["encoder_fingerprint"] = fingerprint
             rows = record_evaluations(str(args.output_dir), results, dataset_id_of(args.dataset))
     if rows:
-        place = figures_folder(args, encoder)
+        place = args.figures_folder(encoder)
         folder = Path(str(args.output_dir)) / place
         for name in PICTURES:  # of an earlier run
             (folder / name).unlink(missing_ok=True)
         captions = draw(args, encoder, data, train, test, folder) if draws else {}
-        write_report(args, encoder, rows, {f"{place}/{name}": text for name, text in captions.items()})
+        own = encoder.name if args.is_own_folder() else None
+        write_report(str(args.output_dir), rows, {f"{place}/{name}": text for name, text in captions.items()}, own)
+        print(f"\n{report_table(rows)}")
 
 
 def parse() -> EvaluateArguments:
@@ -128,19 +122,6 @@ def parse() -> EvaluateArguments:
     if args.output_dir is None:
         raise ValueError("Where is the report to be written? Set --output_dir, such as to the folder of the encoder.")
     return args
-
-
-def can_draw(args: EvaluateArguments) -> bool:
-    """Whether there will be pictures; a map that is asked for by name is not left out."""
-    if args.map == "umap":
-        require_umap()
-    try:
-        require_matplotlib()
-    except ImportError as error:
-        if PartialState().is_main_process:
-            logger.warning(f"The report will have no pictures. {error}")
-        return False
-    return True
 
 
 def load_features(args: EvaluateArguments, encoder: LoadedEncoder, images: Any) -> Split:
@@ -190,17 +171,6 @@ def flags(args: EvaluateArguments, names: list[str]) -> Iterator[str]:
             yield from (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
 
 
-def is_own_folder(args: EvaluateArguments) -> bool:
-    """Whether the report is written into the folder of the model that it is about."""
-    folders = (Path(path).expanduser().resolve() for path in (args.model, str(args.output_dir)))
-    return len(set(folders)) == 1 and not args.random_weights
-
-
-def figures_folder(args: EvaluateArguments, encoder: LoadedEncoder) -> str:
-    """Where pictures are, in the output folder: those of another model must not get into a model's card."""
-    return "figures" if is_own_folder(args) else "figures/" + re.sub(r"[^\w.-]+", "-", encoder.name)
-
-
 def draw(
     args: EvaluateArguments, encoder: LoadedEncoder, data: ImageData, train: Split, test: Split, folder: Path
 ) -> dict[str, str]:
@@ -238,22 +208,13 @@ def draw(
         class_names=names,
     )
     captions["nearest.png"] = f"some {data.test_name} images, and the training images with the most similar features."
-    tokens = encoder.patch_tokens(encoder.processor(images=photos, return_tensors="pt")["pixel_values"])
-    if tokens is not None:
+    try:
+        tokens = grid_tokens(encoder, encoder.processor(images=photos, return_tensors="pt")["pixel_values"])
         plot_patch_colors(tokens.cpu(), photos, folder / "patches.png")
         captions["patches.png"] = "patch tokens of some images, their first three principal components as colors."
+    except ValueError as error:  # an encoder without patches
+        logger.warning(f"The patches of images are not drawn. {error}")
     return {name: f"{encoder.name} on {dataset_name(args.dataset)}: {text}" for name, text in captions.items()}
-
-
-def write_report(
-    args: EvaluateArguments, encoder: LoadedEncoder, rows: list[CardResult], figures: dict[str, str]
-) -> None:
-    """The table of everything that was measured, with pictures; and what is the model's own in its card."""
-    folder = Path(str(args.output_dir))
-    write_atomically(folder / "evaluation.md", report(rows, figures))
-    if is_own_folder(args) and (folder / "README.md").is_file():
-        add_to_card(folder / "README.md", results_of_model(rows, encoder.name), figures)
-    print(f"\n{report_table(rows)}")
 
 
 if __name__ == "__main__":

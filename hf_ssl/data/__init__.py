@@ -1,6 +1,6 @@
 """Datasets: the registry of names, loading, decoding, verification, sources and sampler of training, benchmarks."""
 
-from .copydays import COPYDAYS_SIZES, CopyDays, load_copydays
+from .copydays import COPYDAYS_SIZES, CopyDays, load_copydays, originals_of
 from .images import MAX_PIXELS, ImageError, decode_rgb, image_size
 from .loading import ImageData, load_image_data
 from .plain_pickle import PlainPickleError, load_plain_pickle
@@ -40,6 +40,7 @@ __all__ = [
     "load_plain_pickle",
     "load_revisited",
     "make_source",
+    "originals_of",
     "prepare_for_workers",
     "same_class_task",
     "start_worker",

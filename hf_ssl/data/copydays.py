@@ -97,8 +97,9 @@ def load_copydays(
             f"{'; '.join(wrong)}. Get the missing files, and remove what does not belong there."
         )
 
-    find_positives = {name: _positives_of_strong if name == STRONG else _positives_in_order for name in names}
-    positives = {name: find(name, files[name], files[ORIGINAL]) for name, find in find_positives.items()}
+    positives = {name: originals_of(name, files[name], files[ORIGINAL]) for name in names}
+    for name in names:
+        _check_names(name, files[name], files[ORIGINAL], positives[name])
     datasets = {name: image_dataset(root, [f"{name}/{file}" for file in files[name]]) for name in needed}
     return CopyDays(datasets[ORIGINAL], {name: datasets[name] for name in names}, positives)
 
@@ -107,32 +108,52 @@ def _find_files(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if name.endswith(".jpg") and not name.startswith("."))
 
 
-def _positives_of_strong(block: str, copies: list[str], originals: list[str]) -> list[list[int]]:
-    by_prefix: dict[str, list[int]] = {}
-    for place, name in enumerate(originals):
-        by_prefix.setdefault(name[:PREFIX_LENGTH], []).append(place)
-    without = [name for name in copies if name[:PREFIX_LENGTH] not in by_prefix]
-    if without:
-        raise ValueError(
-            f"{len(without)} images of {block} have no original whose name begins with the same {PREFIX_LENGTH} "
-            f"characters ({', '.join(without[:5])}{', …' if len(without) > 5 else ''}); get the originals, or remove "
-            "these images."
-        )
-    return [by_prefix[name[:PREFIX_LENGTH]] for name in copies]
+def originals_of(block: str, copies: Sequence[str], originals: Sequence[str]) -> list[list[int]]:
+    """
+    Which originals the copies of a block have, by the names of their files.
 
+    Args:
+        block (`str`):
+            Name of the block, such as `"strong"` or `"jpegqual/3"`.
+        copies (`Sequence[str]`):
+            Sorted names of its files.
+        originals (`Sequence[str]`):
+            Sorted names of the files of the originals.
 
-def _positives_in_order(block: str, copies: list[str], originals: list[str]) -> list[list[int]]:
+    Returns:
+        `list[list[int]]`: for each copy of `strong` the places of the originals with the same first four characters, of which
+        there may be none; for each copy of another block the one in its own place.
+
+    Raises:
+        `ValueError`: If a block other than `strong` has not as many files as there are originals.
+    """
+    if block == STRONG:
+        by_prefix: dict[str, list[int]] = {}
+        for place, name in enumerate(originals):
+            by_prefix.setdefault(name[:PREFIX_LENGTH], []).append(place)
+        return [by_prefix.get(name[:PREFIX_LENGTH], []) for name in copies]
     if len(copies) != len(originals):
         raise ValueError(
             f"{block} has {len(copies)} images and original has {len(originals)}; every original must have one copy."
         )
+    return [[place] for place in range(len(originals))]
+
+
+def _check_names(block: str, copies: list[str], originals: list[str], positives: list[list[int]]) -> None:
+    """Refuse copies without an original, and copies that are not in the order of the originals."""
+    without = [name for name, own in zip(copies, positives, strict=True) if not own]
+    if without:
+        raise ValueError(
+            f"{len(without)} images of {block} have no original whose name begins with the same {PREFIX_LENGTH} characters "
+            f"({', '.join(without[:5])}{', …' if len(without) > 5 else ''}); get the originals, or remove these images."
+        )
+    if block == STRONG:
+        return
     num_originals = Counter(name[:PREFIX_LENGTH] for name in originals)
     for place, (copy, original) in enumerate(zip(copies, originals, strict=True)):
         prefix = original[:PREFIX_LENGTH]
         if copy != original and (copy[:PREFIX_LENGTH] != prefix or num_originals[prefix] > 1):
             raise ValueError(
-                f"Image {place} of {block} is {copy}, but that of original is {original}; every original must have "
-                f"one copy of the same name, or one that shares its first {PREFIX_LENGTH} characters with no other "
-                "original."
+                f"Image {place} of {block} is {copy}, but that of original is {original}; every original must have one copy "
+                f"of the same name, or one that shares its first {PREFIX_LENGTH} characters with no other original."
             )
-    return [[place] for place in range(len(originals))]

@@ -1,6 +1,8 @@
 """What the scripts that evaluate an encoder have in common: their arguments, and what these mean."""
 
+import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
@@ -13,6 +15,7 @@ from ..hub.export import evaluation_processor
 from .baselines import pixels
 from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_encoder
 from .features import LARGEST_PIXELS
+from .thumbnails import ThumbnailProcessor
 
 
 _SIZES = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
@@ -20,7 +23,24 @@ _VALUES = ("do_rescale", "do_normalize", "image_mean", "image_std")
 
 
 @dataclass(kw_only=True)
-class EncoderArguments(DataArguments):
+class ModelArguments:
+    """Which encoder."""
+
+    model: str = field(
+        metadata={"help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    encoder: Branch = field(
+        default="auto",
+        metadata={"help": "Which encoder of a folder of hf_ssl: the published one (auto), student or teacher."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether code that lies beside the model's weights may be run."}
+    )
+
+
+@dataclass(kw_only=True)
+class EncoderArguments(ModelArguments, DataArguments):
     """Which encoder is evaluated, on what (images with labels), and by which feature."""
 
     model: str = field(
@@ -28,11 +48,6 @@ class EncoderArguments(DataArguments):
             "help": "The encoder: a folder or an id of the Hub that AutoModel loads, whoever trained it; or pixels, for the "
             "pixels themselves in the place of features."
         }
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    encoder: Branch = field(
-        default="auto",
-        metadata={"help": "Which encoder of a folder of hf_ssl: the published one (auto), student or teacher."},
     )
     random_weights: bool = field(
         default=False,
@@ -67,9 +82,6 @@ class EncoderArguments(DataArguments):
     max_test_samples: int | None = field(default=None, metadata={"help": "A random subset of the test images."})
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where features are kept; unset, hf_ssl/features in the folder HF_HOME."}
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether code that lies beside the model's weights may be run."}
     )
 
     def load_encoder(self, seed: int, projects: bool = False) -> LoadedEncoder:
@@ -157,9 +169,7 @@ class EncoderArguments(DataArguments):
             `dict[str, Any]`: names and plain values.
         """
         return {
-            "model": encoder.name,
-            **({"model_revision": encoder.revision} if encoder.revision else {}),
-            "encoder": encoder.branch,
+            **self.encoder_protocol(encoder),
             "dataset": dataset_name(self.dataset),
             **({"dataset_revision": data.revision} if data.revision else {}),
             "split": data.test_name,
@@ -169,6 +179,23 @@ class EncoderArguments(DataArguments):
             # What images these are, see `fingerprint` of the sources.
             "train_fingerprint": train.fingerprint()[:16],
             "test_fingerprint": test.fingerprint()[:16],
+        }
+
+    def encoder_protocol(self, encoder: LoadedEncoder) -> dict[str, Any]:
+        """
+        Which encoder was measured, and how it was shown images.
+
+        Args:
+            encoder ([`LoadedEncoder`]): The encoder.
+
+        Returns:
+            `dict[str, Any]`: names and plain values.
+        """
+        return {
+            "model": encoder.name,
+            **({"model_revision": encoder.revision} if encoder.revision else {}),
+            "encoder": encoder.branch,
+            "encoder_fingerprint": encoder.fingerprint()[:16],
             "image_processor": processor_protocol(encoder.processor),
             **({"position_interpolation": encoder.position_interpolation} if self.image_size else {}),
         }
@@ -186,6 +213,15 @@ class EvaluationArguments(EncoderArguments):
     num_workers: int = field(default=0, metadata={"help": "Processes that read the images."})
     bf16: bool = field(default=False, metadata={"help": "Compute features in bfloat16."})
     seed: int = field(default=0, metadata={"help": "Seed of the subsets, and of all that is drawn."})
+
+    def is_own_folder(self) -> bool:
+        """Whether results are written into the folder of the model that they are about."""
+        folders = {Path(path).expanduser().resolve() for path in (self.model, str(self.output_dir))}
+        return len(folders) == 1 and not self.random_weights
+
+    def figures_folder(self, encoder: LoadedEncoder) -> str:
+        """Where pictures are, in the output folder: those of another model must not get into a model's card."""
+        return "figures" if self.is_own_folder() else "figures/" + re.sub(r"[^\w.-]+", "-", encoder.name)
 
 
 def normalization(processor: Any) -> tuple[list[float], list[float]]:
@@ -240,6 +276,8 @@ def resized(processor: Any, image_size: int, crop_ratio: float | None = None) ->
 
 def processor_protocol(processor: Any) -> dict[str, Any]:
     """What an image processor does to an image, in plain values: of timm's, what its `data_config` says."""
+    if isinstance(processor, ThumbnailProcessor):
+        return processor.to_dict()
     if hasattr(processor, "data_config"):
         return dict(processor.data_config)
     values = {name: getattr(processor, name, None) for name in (*_SIZES, *_VALUES)}

@@ -9,7 +9,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..models import SSLPreTrainedModel
 from .features import evaluation_mode, extract_features, pixel_features
-from .knn import knn_accuracy, nearest_neighbors
+from .knn import knn_accuracy
+from .search import nearest_neighbors
 from .similarity import instance_similarity
 
 

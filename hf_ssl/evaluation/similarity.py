@@ -7,7 +7,7 @@ of an image and of some other images are compared by their cosine, or by the sof
 import torch
 from torch import Tensor
 
-from .knn import normalize_pair
+from .search import normalize_pair
 
 
 @torch.no_grad()

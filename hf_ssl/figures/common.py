@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
+from transformers.utils import logging
+
+from ..distributed import rank
 
 
 if TYPE_CHECKING:
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+
+logger = logging.get_logger(__name__)
 
 # Told apart with any kind of color vision.
 BLUE, GREEN, RED, GRAY, LIGHT_GRAY = "#0077BB", "#009E73", "#CC3311", "#555555", "#BBBBBB"
@@ -34,6 +39,17 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError('Figures need matplotlib: run `pip install "hf_ssl[viz]"`.') from error
+
+
+def can_draw() -> bool:
+    """Whether figures can be drawn; if not, a warning tells what is missing. For scripts to which pictures are an extra."""
+    try:
+        require_matplotlib()
+    except ImportError as error:
+        if rank() == 0:
+            logger.warning(f"There will be no pictures. {error}")
+        return False
+    return True
 
 
 def new_figure(width: float, height: float) -> Figure:

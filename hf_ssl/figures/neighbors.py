@@ -32,7 +32,7 @@ def plot_neighbors(
         query_images (`Sequence[torch.Tensor]`): `Q` uint8 images of shape `(3, height, width)`, of any sizes.
         bank_images (`Sequence[torch.Tensor]`): Images the neighbors were searched in; only those shown are read.
         neighbors (`Mapping[str, torch.Tensor]` of shape `(Q, k)`): Indices into `bank_images`, most similar first, by what
-            is written over them; see [`~hf_ssl.evaluation.knn.nearest_neighbors`].
+            is written over them; see [`~hf_ssl.evaluation.nearest_neighbors`].
         query_labels (`Sequence[int]` or `torch.Tensor` of shape `(Q,)`, *optional*):
             With `bank_labels`, frames tell whether a neighbor has the query's class.
         bank_labels (`Sequence[int]` or `torch.Tensor` of shape `(N,)`, *optional*): Classes of `bank_images`.

@@ -4,7 +4,15 @@ from .classifier_card import write_classifier_card
 from .conversion_card import write_conversion_card
 from .export import evaluation_processor, export_run, save_published, write_atomically, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
-from .report import add_to_card, evaluation_results, record_evaluations, report, report_table, results_of_model
+from .report import (
+    add_to_card,
+    evaluation_results,
+    record_evaluations,
+    report,
+    report_table,
+    results_of_model,
+    write_report,
+)
 from .run_card import write_run_card
 
 
@@ -24,6 +32,7 @@ __all__ = [
     "write_atomically",
     "write_classifier_card",
     "write_conversion_card",
+    "write_report",
     "write_results",
     "write_run_card",
 ]

@@ -156,7 +156,6 @@ def write_results(
             With `update`, a regular expression of the beginnings of names that are not kept: those of the same protocol.
     """
     path = Path(output_dir) / "all_results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     earlier = json.loads(path.read_text()) if update and path.is_file() else {}
     kept = {name: value for name, value in earlier.items() if replaces is None or not re.match(replaces, name)}
     write_atomically(path, json.dumps(kept | results, indent=2, sort_keys=True) + "\n")
@@ -164,12 +163,13 @@ def write_results(
 
 def write_atomically(path: Path, text: str) -> None:
     """
-    Write a file, so that it is never seen in part.
+    Write a file, so that it is never seen in part; its folder is made if need be.
 
     Args:
         path (`Path`): The file.
         text (`str`): What it is to hold.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8", newline="")
     part.replace(path)

@@ -18,7 +18,12 @@ from .model_card import CardResult, index_entry
 # What stands between these in a card is written anew; nothing else is touched.
 BEGIN, END = "<!-- hf_ssl: evaluation -->", "<!-- /hf_ssl: evaluation -->"
 # Names of a protocol's numbers in `all_results.json`.
-_NAMES = {"knn_protocol": r"knn_top[15](_k\d+)?$", "linear_protocol": "linear_"}
+_NAMES = {
+    "knn_protocol": r"knn_top[15](_k\d+)?$",
+    "linear_protocol": "linear_",
+    "retrieval_protocol": r"(mAP|mP@\d+)(_easy|_medium|_hard)?$",
+    "copy_detection_protocol": r"mAP_(original|strong|(jpegqual|crops)/\d+)$",
+}
 
 
 def record_evaluations(
@@ -57,8 +62,8 @@ def evaluation_results(results: Mapping[str, Any], dataset_id: str | None = None
         dataset_id (`str`, *optional*): Id of the dataset on the Hub.
 
     Returns:
-        `list[CardResult]`: of those protocols that have numbers: kNN, linear probe. Where there are 5 classes or fewer, top-5
-        says nothing, and is left out.
+        `list[CardResult]`: of those protocols that have numbers: kNN, linear probe, retrieval, copy detection. Where there
+        are 5 classes or fewer, top-5 says nothing, and is left out.
     """
     found = []
     if "knn_protocol" in results:
@@ -82,6 +87,9 @@ def evaluation_results(results: Mapping[str, Any], dataset_id: str | None = None
             f"end the best of them had {results['linear_top1_last']:.2f} % top-1"
         )
         found += _pair(results, "linear_top1", "linear probe", text, protocol, dataset_id, outcome)
+    for name in ("retrieval_protocol", "copy_detection_protocol"):
+        if name in results:
+            found += _mean_precisions(results, name, dataset_id)
     return found
 
 
@@ -103,13 +111,10 @@ def _pair(
     )
     parts = [
         text,
-        f"feature: {protocol['feature']}; encoder branch: {protocol['encoder']}",
-        *([f"model revision {protocol['model_revision']}"] if "model_revision" in protocol else []),
         f"{protocol['num_test_images']:,} {protocol['split']} images and {protocol['num_train_images']:,} training images "
         f"({images})",
-        describe_processor(protocol["image_processor"]),
-        *([f"positions resized by {how}"] if (how := protocol.get("position_interpolation")) else []),
-        f"{protocol['precision']}, seed {protocol['seed']}",
+        *_of_encoder(protocol),
+        f"seed {protocol['seed']}",
     ]
     return [
         CardResult(
@@ -128,6 +133,42 @@ def _pair(
     ]
 
 
+def _of_encoder(protocol: Mapping[str, Any]) -> list[str]:
+    """Which features these are, of images that were processed how."""
+    return [
+        f"feature: {protocol['feature']}; encoder branch: {protocol['encoder']}",
+        *([f"model revision {protocol['model_revision']}"] if "model_revision" in protocol else []),
+        describe_processor(protocol["image_processor"]),
+        *([f"positions resized by {how}"] if (how := protocol.get("position_interpolation")) else []),
+        protocol["precision"],
+    ]
+
+
+def _mean_precisions(results: Mapping[str, Any], name: str, dataset_id: str | None) -> list[CardResult]:
+    """Mean average precision, and mean precision at k, of each setup."""
+    protocol = results[name]
+    text = "; ".join([protocol["text"], *_of_encoder(protocol)])
+    rows = []
+    for key, value in results.items():
+        if re.match(_NAMES[name], key):
+            metric, _, setup = key.partition("_")
+            rows.append(
+                CardResult(
+                    value=value,
+                    metric_name=f"{metric}{f', {setup}' if setup else ''} (%)",
+                    metric_type="mean_average_precision" if metric == "mAP" else "mean_precision",
+                    dataset=protocol["dataset"],
+                    dataset_id=dataset_id,
+                    dataset_revision=protocol.get("dataset_revision"),
+                    split=protocol["split"],
+                    protocol=text,
+                    task_type="image-feature-extraction",
+                    settings=protocol,
+                )
+            )
+    return rows
+
+
 def describe_processor(processor: Mapping[str, Any]) -> str:
     """
     What is done to images, in words: how they are resized and cropped, and what is unusual.
@@ -138,6 +179,8 @@ def describe_processor(processor: Mapping[str, Any]) -> str:
     Returns:
         `str`.
     """
+    if "longest_side" in processor:  # of a ThumbnailProcessor
+        return f"photos in their own shape, shrunk to {processor['longest_side']} pixels on the longer side (lanczos)"
     if "input_size" in processor:  # timm's
         side, share = processor["input_size"][-1], processor.get("crop_pct", 1)
         kind = f" ({processor['interpolation']})" if "interpolation" in processor else ""
@@ -230,6 +273,30 @@ def report(results: Sequence[CardResult], figures: Mapping[str, str]) -> str:
     return report_table(results) + pictures
 
 
+def write_report(
+    output_dir: str | Path, results: Sequence[CardResult], figures: Mapping[str, str], own_model: str | None = None
+) -> None:
+    """
+    Write evaluation.md, of all that was measured and drawn; and, if the folder is that of a model, what is the model's own
+    into its card.
+
+    Args:
+        output_dir (`str` or `Path`): The folder.
+        results (`Sequence[CardResult]`): What [`record_evaluations`] returns.
+        figures (`Mapping[str, str]`): Captions of new pictures, by their paths relative to the folder. Those of earlier runs
+            are shown too, as long as they are there.
+        own_model (`str`, *optional*): Name of the model whose folder this is.
+    """
+    folder = Path(output_dir)
+    known = json.loads((folder / "all_results.json").read_text()).get("evaluation_figures", {})
+    shown = {name: caption for name, caption in {**known, **figures}.items() if (folder / name).is_file()}
+    write_results(folder, {"evaluation_figures": shown}, update=True)
+    write_atomically(folder / "evaluation.md", report(results, shown))
+    if own_model is not None and (folder / "README.md").is_file():
+        own = {name: caption for name, caption in shown.items() if Path(name).parent.name == "figures"}
+        add_to_card(folder / "README.md", results_of_model(results, own_model), own)
+
+
 def add_to_card(path: Path, results: Sequence[CardResult], figures: Mapping[str, str]) -> None:
     """
     Write results into a model card: into its model-index, and into a section of their own between two comments, which takes
@@ -267,4 +334,5 @@ __all__ = [
     "report",
     "report_table",
     "results_of_model",
+    "write_report",
 ]

@@ -6,7 +6,7 @@ import pytest
 from datasets import Image
 from PIL import Image as PILImage
 
-from hf_ssl.data import COPYDAYS_SIZES, PhotoSource, decode_rgb, load_copydays
+from hf_ssl.data import COPYDAYS_SIZES, PhotoSource, decode_rgb, load_copydays, originals_of
 
 from .helpers import make_folder, picture, save
 from .miniatures import make_copydays
@@ -178,3 +178,13 @@ def test_strong_copies_without_originals(copy):
         ValueError, match=r"3 images of strong have no original .* \(999900.jpg, 999901.jpg, 999902.jpg\)"
     ):
         load_copydays(copy, expected=None)
+
+
+def test_originals_by_their_names():
+    originals = ["200000.jpg", "200100.jpg", "200200.jpg"]
+    assert originals_of("jpegqual/3", originals, originals) == [[0], [1], [2]]
+    assert originals_of("original", ["a", "b", "c"], originals) == [[0], [1], [2]]
+    strong = ["200005.jpg", "200104.jpg", "200105.jpg", "200309.jpg"]
+    assert originals_of("strong", strong, originals) == [[0], [1], [1], []]
+    with pytest.raises(ValueError, match="crops/10 has 2 images and original has 3"):
+        originals_of("crops/10", originals[:2], originals)

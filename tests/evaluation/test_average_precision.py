@@ -4,54 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_ssl.evaluation.average_precision import average_precision, mean_average_precision
-
-from ..parity.cases import assert_close, find_cases
-
-
-SETTINGS = {
-    "easy": (("easy",), ("junk", "hard")),
-    "medium": (("easy", "hard"), ("junk",)),
-    "hard": (("hard",), ("junk", "easy")),
-}
-CASES = find_cases("pw_self")
-
-
-def of_setting(truth, setting):
-    """Positives and junk of each query."""
-    return ([[n for name in names for n in query[name]] for query in truth] for names in SETTINGS[setting])
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_recorded_rankings(case, setting):
-    """The authors' numbers, of each query and their means."""
-    case.need("retrieval.ranks")
-    ks, name = case.info["protocol"]["retrieval"]["ks"], f"retrieval.{setting}"
-    rankings = case.expected["retrieval.ranks"].T
-    positives, junk = of_setting(case.info["retrieval_gnd"], setting)
-    average, precision = average_precision(rankings, positives, junk, k=ks)
-    for actual, expected in (
-        (average, case.expected[f"{name}.ap"]),
-        (precision, case.expected[f"{name}.p_per_query"]),
-    ):
-        assert actual.dtype == torch.float64
-        torch.testing.assert_close(actual, expected.double(), rtol=1e-12, atol=1e-12, equal_nan=True)
-    means = mean_average_precision(rankings, positives, junk, k=ks)
-    assert means.pop("mAP") == pytest.approx(100 * case.expected[f"{name}.map"].item(), rel=1e-12)
-    assert list(means) == [f"mP@{k}" for k in ks]
-    at_k = torch.tensor(list(means.values()), dtype=torch.float64)
-    assert_close(at_k, 100 * case.expected[f"{name}.mp_at_" + "_".join(map(str, ks))].cpu(), rel=1e-12)
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_hand_case(case, setting):
-    hand = case.info["retrieval_hand_case"]
-    positives, junk = of_setting([hand["gnd"]], setting)
-    average, precision = average_precision(torch.tensor([hand["ranking"]]), positives, junk)
-    assert average.item() == pytest.approx(hand["expected"][setting]["map"], rel=1e-12)
-    assert precision[0].tolist() == pytest.approx(hand["expected"][setting]["mp_at_1_5_10"], rel=1e-12)
+from hf_ssl.evaluation import average_precision, mean_average_precision
 
 
 def test_a_case_by_hand():

@@ -3,12 +3,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from sklearn.neighbors import KNeighborsClassifier
 
-from hf_ssl.evaluation import knn
-from hf_ssl.evaluation.knn import knn_accuracy, knn_votes, nearest_neighbors
+from hf_ssl.evaluation import knn_accuracy, knn_votes, nearest_neighbors, search
+
+from .test_search import LargestTensor, large_task, make_features
 
 
 def random_task(seed, queries, bank, dim, classes):
@@ -39,13 +38,6 @@ def test_votes_equal_scikit_learn(queries, bank, dim, classes, k, temperature):
     torch.testing.assert_close(single, votes, rtol=2e-6, atol=0)
 
 
-def test_neighbors_equal_scikit_learn():
-    x, _, y, _ = random_task(1, 40, 300, 12, 2)
-    reference = NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute").fit(y.numpy())
-    expected = reference.kneighbors(x.numpy(), return_distance=False)
-    np.testing.assert_array_equal(nearest_neighbors(x, y, 9, chunk_size=7).numpy(), expected)
-
-
 tasks = st.tuples(st.integers(0, 10_000), st.integers(1, 12), st.integers(6, 40), st.integers(2, 9), st.integers(1, 6))
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -58,18 +50,6 @@ def test_order_of_the_bank_does_not_matter(task, k, random):
     random.shuffle(order)
     votes = knn_votes(x.double(), y.double(), labels, task[-1], k=k)
     torch.testing.assert_close(knn_votes(x.double(), y.double()[order], labels[order], task[-1], k=k), votes)
-
-
-def make_features(generator, count, dim, kind):
-    """Random ones, some of them twice; or all nearly equal; or of few numbers, so that many similarities are equal."""
-    features = torch.randn(count, dim, generator=generator)
-    if kind == "alike":
-        features = 1 + 1e-5 * features
-    elif kind == "coarse":
-        features = features.round()
-    copied = torch.randint(count, (count // 3,), generator=generator)
-    features[torch.randperm(count, generator=generator)[: len(copied)]] = features[copied]
-    return features
 
 
 def obvious(queries, bank, labels, num_classes, k, temperature=0.07):
@@ -109,8 +89,8 @@ def test_equals_an_obvious_loop(seed, num_queries, num_bank, dim, kind, data):
     options = {"chunk_size": data.draw(st.integers(1, 8)), "bfloat16": data.draw(st.booleans())}
     neighbors, votes = obvious(queries, bank, labels, 7, k)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "BLOCK_SIZE", data.draw(st.sampled_from([1, 7, 30, 100])))
-        patch.setattr(knn, "NUM_SPARE", data.draw(st.sampled_from([0, 2, 16])))
+        patch.setattr(search, "BLOCK_SIZE", data.draw(st.sampled_from([1, 7, 30, 100])))
+        patch.setattr(search, "NUM_SPARE", data.draw(st.sampled_from([0, 2, 16])))
         assert torch.equal(nearest_neighbors(queries, bank, k, **options), neighbors)
         torch.testing.assert_close(knn_votes(queries, bank, labels, 7, k=k, **options), votes, rtol=1e-6, atol=0)
         measured = knn_accuracy(queries, truth, bank, labels, 7, k=k, **options)
@@ -120,125 +100,43 @@ def test_equals_an_obvious_loop(seed, num_queries, num_bank, dim, kind, data):
         assert measured[name] == pytest.approx(100 * sum(hits) / num_queries)
 
 
-@pytest.fixture(scope="module")
-def large_task():
-    """Enough for several tiles; a third of the bank is there twice."""
-    generator = torch.Generator().manual_seed(0)
-    bank = make_features(generator, 3000, 24, "random")
-    return torch.cat([bank[:20], torch.randn(50, 24, generator=generator)]), bank, torch.arange(3000) % 10
-
-
 @pytest.mark.parametrize("change", [{"chunk_size": 1}, {"chunk_size": 33}, {"bfloat16": True}, {"block": 700}])
-def test_nothing_changes_a_bit(large_task, monkeypatch, change):
-    expected = [nearest_neighbors(*large_task[:2], 30), knn_votes(*large_task, 10, k=30)]
+def test_nothing_changes_a_bit(monkeypatch, change):
+    queries, bank, labels = large_task()
+    expected = [nearest_neighbors(queries, bank, 30), knn_votes(queries, bank, labels, 10, k=30)]
     options = dict(change)
-    monkeypatch.setattr(knn, "BLOCK_SIZE", options.pop("block", knn.BLOCK_SIZE))
-    assert torch.equal(nearest_neighbors(*large_task[:2], 30, **options), expected[0])
-    assert torch.equal(knn_votes(*large_task, 10, k=30, **options), expected[1])
+    monkeypatch.setattr(search, "BLOCK_SIZE", options.pop("block", search.BLOCK_SIZE))
+    assert torch.equal(nearest_neighbors(queries, bank, 30, **options), expected[0])
+    assert torch.equal(knn_votes(queries, bank, labels, 10, k=30, **options), expected[1])
 
 
 @pytest.mark.parametrize("queries", [slice(0, 1), slice(7, 8), slice(3, 40)])
-def test_other_queries_do_not_matter(large_task, queries):
-    x, y, labels = large_task
+def test_other_queries_do_not_matter(queries):
+    x, y, labels = large_task()
     assert torch.equal(knn_votes(x[queries], y, labels, 10, k=30), knn_votes(x, y, labels, 10, k=30)[queries])
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_equally_similar_ones_are_in_the_order_of_the_bank(bfloat16):
-    bank = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).repeat(2000, 1)
-    neighbors = nearest_neighbors(bank[:2], bank, 100, bfloat16=bfloat16)
-    assert torch.equal(neighbors, torch.stack([torch.arange(0, 200, 2), torch.arange(1, 201, 2)]))
-
-
-def searches(monkeypatch, name):
-    """How many queries a function gets, in all."""
-    counts = []
-    function = getattr(knn, name)
-    monkeypatch.setattr(knn, name, lambda queries, *args: counts.append(len(queries)) or function(queries, *args))
-    return counts
-
-
-def test_float64_is_the_exception(large_task, monkeypatch):
-    counts = searches(monkeypatch, "_search_in_float64")
-    nearest_neighbors(*large_task[:2], 30)
-    assert sum(counts) == 0
-    nearest_neighbors(1 + 1e-6 * large_task[0], 1 + 1e-6 * large_task[1], 30)
-    assert sum(counts) == 70
-
-
-@pytest.mark.parametrize("kind", ["random", "alike", "coarse"])
-@pytest.mark.parametrize("bfloat16", [False, True])
-@pytest.mark.parametrize("precision", ["highest", "high"])
-def test_products_are_within_their_error(kind, bfloat16, precision, monkeypatch):
-    """And of what is no candidate, none is more similar than is said."""
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    generator = torch.Generator().manual_seed(1)
-    x, y = (make_features(generator, count, 40, kind) for count in (9, 2000))
-    queries = knn._unit(x, torch.empty_like(x), "queries")
-    block = knn._make_block(y, 5, 16, bfloat16)
-    exact = knn._similarities(queries, block, torch.arange(2000).expand(9, -1))
-    rows, others = knn._candidates(queries, block, 5, bfloat16)
-    assert (exact.scatter(1, rows, -2.0).amax(1) <= others).all()
-    products, error = knn._products(queries, block, bfloat16)
-    products = products.transpose(0, 1).flatten(1)[:, :2000].double()
-    rounding = 2.0**-8 * products.abs() if products.dtype == torch.bfloat16 else 0
-    assert ((products - exact).abs() <= error + rounding + (2.0**-8 if bfloat16 else 0)).all()
-    assert error < 3 * (2.0**-8 if bfloat16 or precision == "high" else 40 * 2.0**-24)
-
-
-def test_imprecise_products_are_found_out(large_task, monkeypatch):
-    """Products of float32 as a GPU computes them in TF32, here as in bfloat16."""
-    task = [1 + 0.1 * features for features in large_task[:2]]
-    expected = nearest_neighbors(*task, 30)
-    bmm = torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda a, b, out=None: bmm(a.bfloat16().float(), b.bfloat16().float(), out=out))
-    assert not torch.equal(nearest_neighbors(*task, 30), expected)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert torch.equal(nearest_neighbors(*task, 30), expected)
-
-
-def test_autocast_changes_nothing(large_task):
+def test_autocast_changes_nothing():
     """Also not where queries are searched again in float32."""
-    x, y = (1 + 0.1 * features for features in large_task[:2])
-    expected = knn_votes(x, y, large_task[2], 10, k=30)
+    *features, labels = large_task()
+    x, y = (1 + 0.1 * rows for rows in features)
+    expected = knn_votes(x, y, labels, 10, k=30)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(knn_votes(x, y, large_task[2], 10, k=30), expected)
-        assert torch.equal(knn_votes(x, y, large_task[2], 10, k=30, bfloat16=True), expected)
-
-
-def test_similarities_do_not_depend_on_the_order_of_sums(large_task):
-    x, y = (knn._unit(features, torch.empty_like(features), "features") for features in large_task[:2])
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(x.double() @ y.double().T, x[:, order].double() @ y[:, order].double().T)
+        assert torch.equal(knn_votes(x, y, labels, 10, k=30), expected)
+        assert torch.equal(knn_votes(x, y, labels, 10, k=30, bfloat16=True), expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0])
 def test_memory_is_bounded(monkeypatch, scale):
     """No tensor is larger than the similarities of a chunk and a block, or than the block; also if all are alike."""
-    monkeypatch.setattr(knn, "BLOCK_SIZE", 1000)
-    monkeypatch.setattr(knn, "NUM_AT_ONCE", 4096)
+    monkeypatch.setattr(search, "BLOCK_SIZE", 1000)
+    monkeypatch.setattr(search, "NUM_AT_ONCE", 4096)
     generator = torch.Generator().manual_seed(0)
     x, y = (1 + scale * torch.randn(count, 12, generator=generator) for count in (100, 7000))
     labels = torch.arange(7000) % 10
     with LargestTensor() as largest:
         knn_accuracy(x, labels[:100], y, labels, 10, k=5, chunk_size=50)
     assert 50 * 1000 * 4 <= largest.bytes <= 1.1 * 50 * 1000 * 4
-
-
-class LargestTensor(TorchDispatchMode):
-    """The most memory that a new tensor takes up."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        known = {
-            tensor.untyped_storage().data_ptr() for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)
-        }
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return result
 
 
 @few

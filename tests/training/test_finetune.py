@@ -453,6 +453,7 @@ def test_photos(upstream, tmp_path, monkeypatch):
     ]
     flags += ["--drop_path_rate", "0", "--learning_rate", "3e-3", "--eval_strategy", "steps", "--eval_steps", "15"]
     flags += ["--save_strategy", "steps", "--save_steps", "15", "--output_dir", tmp_path / "run"]
+    flags += ["--load_best_model_at_end", "true"]
     finetune(monkeypatch, "--model", upstream / "vit", *flags, "--per_device_train_batch_size", "16")
     results = results_of(tmp_path / "run")
     assert results["num_train_images"] == 54 and results["num_test_images"] == 6

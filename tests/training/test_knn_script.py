@@ -106,6 +106,7 @@ def test_what_is_written(knn, patchmix, tmp_path, capsys):
     assert protocol == {
         "model": "run",
         "encoder": "auto",
+        "encoder_fingerprint": load_encoder(str(patchmix)).fingerprint()[:16],
         "dataset": "digits",
         "split": "test",
         "num_classes": 10,

@@ -122,7 +122,7 @@ def accuracies(classifiers, features, labels):
 # ---- the default recipe ----
 
 
-def test_what_is_written(probed):
+def test_what_is_written(probed, upstream):
     recorded, results = probed
     names = {"top1", "top5", "epoch", "learning_rate", "top1_last", "learning_rate_last", "protocol"}
     assert results.keys() == {f"linear_{name}" for name in names}
@@ -130,6 +130,7 @@ def test_what_is_written(probed):
     assert results["linear_protocol"] == {
         "model": "vit",
         "encoder": "auto",
+        "encoder_fingerprint": load_encoder(str(upstream)).fingerprint()[:16],
         "dataset": "digits",
         "split": "test",
         "num_classes": 10,
