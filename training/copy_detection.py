@@ -1,15 +1,13 @@
 """Does an encoder find the original of a copy? And which photos of a folder are nearly the same?
 
     python training/copy_detection.py --model facebook/dino-vitb8 --copydays path/to/copydays --distractors path/to/photos \
-        --whitening path/to/other/photos
+        --whitening path/to/other/photos --position_interpolation scale_factor
     python training/copy_detection.py --model outputs/pw_self --near_duplicates path/to/photos --threshold 0.9
 
 Copydays is a folder with original/, strong/, jpegqual/3/ to 75/ and crops/10/ to 80/, as its authors publish it. Near
 duplicates are written as a csv of pairs with their cosine similarity, and as a contact sheet of groups.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,15 +29,22 @@ from hf_ssl.evaluation import (
     FeatureSpec,
     LoadedEncoder,
     Whitening,
-    cached_features,
     copy_detection,
     groups_of,
     near_duplicates,
     normalization,
 )
+from hf_ssl.evaluation.arguments import OF_DATASETS
 from hf_ssl.evaluation.features import has_class_token
 from hf_ssl.figures import Ranking, can_draw, plot_rankings
-from hf_ssl.hub import evaluation_processor, record_evaluations, write_atomically, write_report
+from hf_ssl.hub import (
+    csv_table,
+    evaluation_processor,
+    record_evaluations,
+    write_atomically,
+    write_report,
+    write_results,
+)
 
 
 IMAGE_SIZE = 320  # what the authors resize Copydays to
@@ -58,6 +63,7 @@ class CopyDetectionArguments(EvaluationArguments):
     other_counts: bool = field(
         default=False, metadata={"help": "Accept a folder in the form of Copydays with other numbers of images."}
     )
+    batch_size: int = field(default=32, metadata={"help": "Images in a forward pass."})
     image_size: int | None = field(
         default=None,
         metadata={
@@ -89,22 +95,28 @@ class CopyDetectionArguments(EvaluationArguments):
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, or search; of several processes, the first one gets the results."""
     (args,) = HfArgumentParser(CopyDetectionArguments).parse_args_into_dataclasses(argv)
-    if (args.copydays is None) == (args.near_duplicates is None):
-        raise ValueError("What is to be done? Set either --copydays or --near_duplicates.")
+    check(args)
     return find_near_duplicates(args) if args.copydays is None else evaluate_copydays(args)
 
 
-def features_of(args: CopyDetectionArguments, encoder: LoadedEncoder, feature: FeatureSpec, images: Any) -> Tensor:
-    """Features of all images, memory-mapped."""
-    return cached_features(
-        encoder,
-        images,
-        [feature],
-        folder=args.cache_dir,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        bf16=args.bf16,
-    )[0]
+def check(args: CopyDetectionArguments) -> None:
+    """Refuse what does not go together."""
+    if (args.copydays is None) == (args.near_duplicates is None):
+        raise ValueError("What is to be done? Set either --copydays or --near_duplicates.")
+    args.refuse(OF_DATASETS, "The images are those of folders, and all of them count")
+    if args.copydays is None:
+        args.refuse(
+            ["blocks", "other_counts", "distractors", "whitening", "center_covariance"], "There is no --copydays"
+        )
+        if args.output_dir is None:
+            raise ValueError("Where are the pairs to be written? Set --output_dir.")
+    else:
+        args.refuse(["threshold"], "There is no --near_duplicates")
+        args.refuse(["eval_crop_ratio"], "Images of Copydays are resized whole, not cropped")
+    if args.whitening is None:
+        args.refuse(["center_covariance"], "There is no --whitening")
+    if args.num_shown < 1:
+        raise ValueError(f"--num_shown {args.num_shown} must be at least 1.")
 
 
 def evaluate_copydays(args: CopyDetectionArguments) -> dict[str, Any]:
@@ -113,14 +125,11 @@ def evaluate_copydays(args: CopyDetectionArguments) -> dict[str, Any]:
         args.copydays or "", blocks=args.blocks, expected=None if args.other_counts else COPYDAYS_SIZES
     )
     draws = args.output_dir is not None and can_draw()
-    if args.eval_crop_ratio is not None:
-        raise ValueError(
-            f"--eval_crop_ratio {args.eval_crop_ratio}: images of Copydays are resized whole, not cropped."
-        )
-    args.image_size = args.image_size or IMAGE_SIZE
+    args = replace(args, image_size=args.image_size or IMAGE_SIZE)
     encoder = replace(args, image_size=None).load_encoder(args.seed)
     statistics = normalization(encoder.processor)
-    encoder.processor = evaluation_processor(args.image_size, *statistics, crop_ratio=1.0, interpolation="bicubic")
+    side = int(args.image_size or IMAGE_SIZE)
+    encoder.processor = evaluation_processor(side, *statistics, crop_ratio=1.0, interpolation="bicubic")
     feature = args.feature(encoder)
     if args.pooling == "auto" and has_class_token(encoder.model):
         feature = FeatureSpec("class_token", gem=GEM)
@@ -128,24 +137,26 @@ def evaluate_copydays(args: CopyDetectionArguments) -> dict[str, Any]:
     others = {name: make_source(find_images(folder)) for name, folder in folders.items() if folder is not None}
     originals = make_source(data.originals)
     sources = {"original": originals} | {name: make_source(images) for name, images in data.blocks.items()} | others
-    features = {name: features_of(args, encoder, feature, source) for name, source in sources.items()}
+    features = {name: args.cached(encoder, source, [feature])[0] for name, source in sources.items()}
     if rank() != 0:
         return {}
     whitening = None
     if "whitening" in features:
         whitening = Whitening.fit(features["whitening"], center_covariance=args.center_covariance)
     database = torch.cat([features[name] for name in ("original", "distractors") if name in features])
-    blocks = {name: CopyBlock(features[name], data.positives[name]) for name in data.blocks}
+    database = database.to(encoder.model.device)
+    blocks = {name: CopyBlock(features[name].to(database.device), data.positives[name]) for name in data.blocks}
     found = copy_detection(database, blocks, whitening=whitening)
     results: dict[str, Any] = {f"mAP_{name}": of.mean_average_precision for name, of in found.items()}
     results["copy_detection_protocol"] = protocol(args, encoder, feature, sources)
     if args.output_dir is not None:
-        rows = record_evaluations(args.output_dir, results)
-        write_atomically(Path(args.output_dir) / "copydays.csv", as_csv(data, found))
+        name = f"{args.figures_folder(encoder)}/copydays"
         pictures = {}
         if draws:
-            path = f"{args.figures_folder(encoder)}/copydays.png"
-            pictures[path] = draw_copies(Path(args.output_dir) / path, args, data, found, sources)
+            caption = draw_copies(Path(args.output_dir) / f"{name}.png", args, data, found, sources)
+            pictures[f"{name}.png"] = f"{encoder.name} on {caption}"
+        write_atomically(Path(args.output_dir) / f"{name}.csv", as_csv(data, found))
+        rows = record_evaluations(args.output_dir, results)
         write_report(args.output_dir, rows, pictures, encoder.name if args.is_own_folder() else None)
     print(json.dumps(results, indent=2))
     return results
@@ -174,13 +185,6 @@ def protocol(
     }
 
 
-def table_of(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A csv."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([header, *rows])
-    return table.getvalue()
-
-
 def as_csv(data: CopyDays, found: dict[str, CopyResult]) -> str:
     """The average precision of each copy, in percent, and what came first."""
     originals = data.originals["name"][:]
@@ -193,7 +197,7 @@ def as_csv(data: CopyDays, found: dict[str, CopyResult]) -> str:
             strict=True,
         ):
             rows.append([name, f"{100 * average:.4f}", originals[first] if first < len(originals) else "a distractor"])
-    return table_of(["copy", "AP", "first"], rows)
+    return csv_table(["copy", "AP", "first"], rows)
 
 
 def draw_copies(
@@ -222,14 +226,12 @@ def draw_copies(
 
 def find_near_duplicates(args: CopyDetectionArguments) -> dict[str, Any]:
     """Pairs of photos that are nearly the same, and groups of them."""
-    if args.output_dir is None:
-        raise ValueError("Where are the pairs to be written? Set --output_dir.")
     images = find_images(args.near_duplicates or "")
     draws = can_draw()
     encoder = args.load_encoder(args.seed)
     feature = args.feature(encoder)
     source = make_source(images)
-    features = features_of(args, encoder, feature, source)
+    (features,) = args.cached(encoder, source, [feature])
     if rank() != 0:
         return {}
     pairs, similarities = near_duplicates(features.to(encoder.model.device), args.threshold)
@@ -239,8 +241,9 @@ def find_near_duplicates(args: CopyDetectionArguments) -> dict[str, Any]:
         [names[a], names[b], f"{score:.6f}"]
         for (a, b), score in zip(pairs.tolist(), similarities.tolist(), strict=True)
     ]
-    folder = Path(args.output_dir)
-    write_atomically(folder / "near_duplicates.csv", table_of(["first", "second", "similarity"], rows))
+    folder = Path(str(args.output_dir))
+    (folder / "near_duplicates.png").unlink(missing_ok=True)  # of an earlier search
+    write_atomically(folder / "near_duplicates.csv", csv_table(["first", "second", "similarity"], rows))
     if draws and groups:
         draw_groups(folder / "near_duplicates.png", groups[: args.num_shown], names, source, features)
     results = {
@@ -251,6 +254,7 @@ def find_near_duplicates(args: CopyDetectionArguments) -> dict[str, Any]:
         "feature": str(feature),
         **args.encoder_protocol(encoder),
     }
+    write_results(folder, {"near_duplicates": results}, update=True)
     print(json.dumps(results, indent=2))
     return results
 

@@ -25,7 +25,6 @@ from hf_ssl.evaluation import (
     EvaluationArguments,
     FeatureSpec,
     LoadedEncoder,
-    cached_features,
     evenly_spaced_indices,
     grid_tokens,
     knn_votes,
@@ -129,16 +128,7 @@ def load_features(args: EvaluateArguments, encoder: LoadedEncoder, images: Any) 
     feature = args.feature(encoder)
     of_probe = replace(feature, num_blocks=args.num_blocks, average_pool=args.average_pool)
     specs: list[FeatureSpec] = list(dict.fromkeys([feature, of_probe] if "linear" in args.protocols else [feature]))
-    features = cached_features(
-        encoder,
-        images,
-        specs,
-        folder=args.cache_dir,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        bf16=args.bf16,
-    )
-    return Split(images, images.labels, features[0])
+    return Split(images, images.labels, args.cached(encoder, images, specs)[0])
 
 
 def fit_k(args: EvaluateArguments, num_images: int) -> None:

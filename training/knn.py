@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from hf_ssl.data import make_source
 from hf_ssl.distributed import close_process_group, rank
-from hf_ssl.evaluation import EvaluationArguments, cached_features, knn_accuracy, random_projection
+from hf_ssl.evaluation import EvaluationArguments, knn_accuracy, random_projection
 from hf_ssl.evaluation.knn import MIN_TEMPERATURE
 from hf_ssl.hub import write_results
 
@@ -62,22 +62,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.random_projection is not None and args.random_projection < 1:
         raise ValueError(f"--random_projection {args.random_projection} must be at least 1 dimension.")
 
-    def features_of(images: Any) -> Tensor:
-        return cached_features(
-            encoder,
-            images,
-            [feature],
-            folder=args.cache_dir,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            bf16=args.bf16,
-        )[0]
-
     def compared(rows: Tensor) -> Tensor:
         rows = rows.to(device)
         return random_projection(rows, args.random_projection, args.seed) if args.random_projection else rows
 
-    bank_features, query_features = features_of(bank), features_of(queries)
+    bank_features, query_features = (args.cached(encoder, images, [feature])[0] for images in (bank, queries))
     results: dict[str, Any] = {}
     if rank() == 0:
         measured = knn_accuracy(

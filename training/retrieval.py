@@ -1,7 +1,9 @@
 """How well an encoder finds images of the same thing: mean average precision, by the protocol of revisited Oxford and Paris.
 
-    python training/retrieval.py --model facebook/dino-vits16 --benchmark path/to/roxford5k --image_size 224
-    python training/retrieval.py --model facebook/dino-vits16 --benchmark path/to/rparis6k --image_size 512 --multi_scale true
+    python training/retrieval.py --model facebook/dino-vits16 --benchmark path/to/roxford5k --image_size 224 \
+        --position_interpolation scale_factor
+    python training/retrieval.py --model facebook/dino-vits16 --benchmark path/to/rparis6k --image_size 512 \
+        --multi_scale true --position_interpolation scale_factor
     python training/retrieval.py --model outputs/pw_self --images path/to/photos --pairs pairs.csv
     python training/retrieval.py --model outputs/pw_self --dataset cifar10
 
@@ -10,10 +12,9 @@ positive, paths in the folder of images. Of a dataset with labels, test images l
 The whole database is ranked, exactly.
 """
 
-import csv
-import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import HfArgumentParser
 
 from hf_ssl.arguments import dataset_name
 from hf_ssl.data import (
+    ImageData,
     RetrievalTask,
     find_images,
     load_pairs,
@@ -41,15 +43,15 @@ from hf_ssl.evaluation import (
     LoadedEncoder,
     QueryScores,
     ThumbnailProcessor,
-    cached_features,
     mean_scores,
     nearest_neighbors,
     normalization,
     retrieval_scores,
 )
+from hf_ssl.evaluation.arguments import OF_DATASETS
 from hf_ssl.evaluation.retrieval import K
 from hf_ssl.figures import Ranking, can_draw, plot_rankings
-from hf_ssl.hub import record_evaluations, write_atomically, write_report
+from hf_ssl.hub import csv_table, record_evaluations, write_atomically, write_report
 from hf_ssl.hub.run_card import dataset_id_of
 
 
@@ -69,6 +71,7 @@ class RetrievalArguments(EvaluationArguments):
         default=None,
         metadata={"help": "A csv with the columns query and positive, paths relative to --images; one pair a row."},
     )
+    batch_size: int = field(default=32, metadata={"help": "Images in a forward pass; photos of 512 pixels are large."})
     image_size: int | None = field(
         default=None,
         metadata={
@@ -82,7 +85,8 @@ class RetrievalArguments(EvaluationArguments):
     crop_queries: bool = field(
         default=False,
         metadata={
-            "help": "Cut the queries out of their photos, as the benchmark's authors do; DINO and PW-Self show them whole."
+            "help": "Cut the queries out of their photos, as the benchmark's authors do, and shrink them by the factor of "
+            "the whole photo; DINO and PW-Self show queries whole."
         },
     )
     distractors: str | None = field(
@@ -94,88 +98,79 @@ class RetrievalArguments(EvaluationArguments):
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure; of several processes, the first one gets the results."""
     (args,) = HfArgumentParser(RetrievalArguments).parse_args_into_dataclasses(argv)
+    check(args)
     draws = args.output_dir is not None and can_draw()
-    task, encoder = load_task(args), load_encoder(args)
+    data = None if args.benchmark or args.images else args.load_data(args.seed)
+    task, encoder = load_task(args, data), load_encoder(args)
     feature = replace(args.feature(encoder), scales=SCALES if args.multi_scale else (1.0,))
-    sources = {"database": make_source(task.database), "queries": make_source(task.queries)}
+    sources: dict[str, Any] = {"database": make_source(task.database), "queries": make_source(task.queries)}
     if args.crop_queries:
-        sources["queries"] = CroppedImages(sources["queries"], task.boxes or [])
+        sources["queries"] = CroppedImages(sources["queries"], task.boxes or [], args.image_size)
     if args.distractors is not None:
         sources["distractors"] = make_source(find_images(args.distractors))
-    features = {name: features_of(args, encoder, feature, source) for name, source in sources.items()}
+    features = {name: args.cached(encoder, source, [feature])[0] for name, source in sources.items()}
     if rank() != 0:
         return {}
     queries = features.pop("queries").to(encoder.model.device)
     database = torch.cat(list(features.values())) if args.distractors else features["database"]
     scores = retrieval_scores(queries, database, task.relevance)
-    results = mean_scores(scores) | {"retrieval_protocol": protocol(args, task, encoder, feature, sources, scores)}
+    protocol = describe(args, task, data, encoder, feature, sources, scores)
+    results = mean_scores(scores) | {"retrieval_protocol": protocol}
     if args.output_dir is not None:
-        rows = record_evaluations(args.output_dir, results, dataset_id(args))
-        write_atomically(Path(args.output_dir) / f"retrieval-{task.name}.csv", as_csv(task, scores))
+        folder, stem = Path(args.output_dir), f"{args.figures_folder(encoder)}/retrieval-{task.name}"
+        stem += "-cropped" * args.crop_queries + "-scales" * args.multi_scale
         pictures = {}
         if draws:
-            path = f"{args.figures_folder(encoder)}/retrieval-{task.name}.png"
-            pictures[path] = draw(Path(args.output_dir) / path, args, task, scores, queries, database, sources)
+            caption = draw(folder / f"{stem}.png", args, task, scores, queries, database, sources)
+            pictures[f"{stem}.png"] = f"{encoder.name} on {caption}"
+        write_atomically(folder / f"{stem}.csv", as_csv(task, scores))
+        rows = record_evaluations(args.output_dir, results, None if data is None else dataset_id_of(args.dataset))
         write_report(args.output_dir, rows, pictures, encoder.name if args.is_own_folder() else None)
     print(json.dumps(results, indent=2))
     return results
 
 
-def load_task(args: RetrievalArguments) -> RetrievalTask:
-    """What is looked for."""
+def check(args: RetrievalArguments) -> None:
+    """Refuse what does not go together."""
     if args.benchmark is not None and (args.images or args.pairs):
         raise ValueError("--benchmark is one task, and --images with --pairs is another: set one of them.")
     if (args.images is None) != (args.pairs is None):
         raise ValueError("--images is a folder, and --pairs tells which of its images belong together: set both.")
-    if args.benchmark is not None:
-        folder = Path(args.benchmark).expanduser().resolve()
+    if args.benchmark or args.images:
+        args.refuse(OF_DATASETS, "The images are those of a benchmark or a folder, and all of them count")
+    if args.image_size is not None and (args.benchmark or args.images):
+        args.refuse(["eval_crop_ratio"], "Photos keep their shape, nothing is cropped")
+    if args.num_shown < 1:
+        raise ValueError(f"--num_shown {args.num_shown} must be at least 1.")
+
+
+def load_task(args: RetrievalArguments, data: ImageData | None) -> RetrievalTask:
+    """What is looked for."""
+    if data is not None:
+        task = replace(same_class_task(data), name=dataset_name(args.dataset))
+    elif args.benchmark is not None:
+        folder = Path(os.path.abspath(Path(args.benchmark).expanduser()))  # a link has the name, not where it leads to
         task = load_revisited(folder.parent, folder.name)
-    elif args.images is not None and args.pairs is not None:
-        task = load_pairs(args.images, args.pairs)
     else:
-        task = replace(same_class_task(args.load_data(args.seed)), name=dataset_name(args.dataset))
+        task = load_pairs(str(args.images), str(args.pairs))
     if args.crop_queries and task.boxes is None:
         raise ValueError("--crop_queries: only a benchmark tells where in its photos the queries are.")
     return task
 
 
-def keep_shape(args: RetrievalArguments) -> bool:
-    """Whether photos are shown in their own shape."""
-    return args.image_size is not None and (args.benchmark or args.images) is not None
-
-
 def load_encoder(args: RetrievalArguments) -> LoadedEncoder:
     """The encoder, and how it is shown images."""
-    if not keep_shape(args):
+    if args.image_size is None or not (args.benchmark or args.images):
         return args.load_encoder(args.seed)
-    if args.eval_crop_ratio is not None:
-        raise ValueError(f"--eval_crop_ratio {args.eval_crop_ratio}: photos keep their shape, nothing is cropped.")
     encoder = replace(args, image_size=None).load_encoder(args.seed)
-    encoder.processor = ThumbnailProcessor(int(args.image_size or 0), *normalization(encoder.processor))
+    encoder.processor = ThumbnailProcessor(args.image_size, *normalization(encoder.processor))
     return encoder
 
 
-def dataset_id(args: RetrievalArguments) -> str | None:
-    """The dataset's id on the Hub, if it comes from there."""
-    return None if args.benchmark or args.images else dataset_id_of(args.dataset)
-
-
-def features_of(args: RetrievalArguments, encoder: LoadedEncoder, feature: FeatureSpec, images: Any) -> Tensor:
-    """Features of all images, memory-mapped."""
-    return cached_features(
-        encoder,
-        images,
-        [feature],
-        folder=args.cache_dir,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        bf16=args.bf16,
-    )[0]
-
-
-def protocol(
+def describe(
     args: RetrievalArguments,
     task: RetrievalTask,
+    data: ImageData | None,
     encoder: LoadedEncoder,
     feature: FeatureSpec,
     sources: dict[str, Any],
@@ -183,34 +178,45 @@ def protocol(
 ) -> dict[str, Any]:
     """How it was measured."""
     counts = {setup: int((~of.average_precision.isnan()).sum()) for setup, of in scores.items()}
-    others = len(sources.get("distractors", ()))
-    queries = ", ".join(f"{count:,}" + f" ({setup})" * (setup != "all") for setup, count in counts.items())
-    return args.encoder_protocol(encoder) | {
-        "text": f"retrieval by the protocol of Radenović et al. (2018): {queries} {'cropped ' * args.crop_queries}queries, "
-        f"{len(sources['database']):,} images" + f" and {others:,} distractors" * bool(others),
+    prints = {f"{name}_fingerprint": source.fingerprint()[:16] for name, source in sources.items()}
+    num_others = len(sources.get("distractors", ()))
+    kind = "queries"
+    if task.boxes is not None:
+        kind = (
+            "queries, cut out of their photos" if args.crop_queries else "whole photos as queries (boxes are not used)"
+        )
+    parts = [
+        "retrieval by the protocol of Radenović et al. (2018)"
+        + ", of images of the query's class" * (data is not None),
+        ", ".join(f"{count:,}" + f" ({setup})" * (setup != "all") for setup, count in counts.items()) + f" {kind}",
+        f"{len(sources['database']):,} images" + f" and {num_others:,} distractors" * bool(num_others),
+        f"fingerprints {', '.join(value[:8] for value in prints.values())}",
+    ]
+    protocol: dict[str, Any] = {"dataset": task.name, "split": "queries", **args.encoder_protocol(encoder)}
+    if data is not None:
+        protocol = args.protocol(encoder, data, sources["database"], sources["queries"]) | {"seed": args.seed}
+        parts.append(f"seed {args.seed}")
+    return protocol | {
+        **prints,
+        "text": "; ".join(parts),
         "feature": str(feature),
         "precision": "bf16" if args.bf16 else "fp32",
-        "dataset": task.name,
-        "split": "queries",
         "num_queries": counts,
         "num_database_images": len(sources["database"]),
-        "num_distractors": others,
+        "num_distractors": num_others,
         "cropped_queries": args.crop_queries,
-        **{f"{name}_fingerprint": source.fingerprint()[:16] for name, source in sources.items()},
     }
 
 
 def as_csv(task: RetrievalTask, scores: dict[str, QueryScores]) -> str:
     """The numbers of each query, in percent; empty where it has nothing to find."""
     names = task.queries["name"][:] if "name" in task.queries.column_names else range(len(task.queries))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["query", "setup", "num_positives", "AP", *(f"P@{k}" for k in K)])
+    rows = []
     for setup, of_queries in scores.items():
         numbers = torch.cat([of_queries.average_precision[:, None], of_queries.precision], dim=1)
         for name, positives, row in zip(names, task.relevance[setup].positives, numbers.tolist(), strict=True):
-            writer.writerow([name, setup, len(positives), *("" if math.isnan(x) else f"{100 * x:.4f}" for x in row)])
-    return table.getvalue()
+            rows.append([name, setup, len(positives), *("" if math.isnan(x) else f"{100 * x:.4f}" for x in row)])
+    return csv_table(["query", "setup", "num_positives", "AP", *(f"P@{k}" for k in K)], rows)
 
 
 def draw(

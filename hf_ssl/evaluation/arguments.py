@@ -1,11 +1,13 @@
 """What the scripts that evaluate an encoder have in common: their arguments, and what these mean."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
+from torch import Tensor
 from transformers import BaseImageProcessor
 from transformers.image_utils import PILImageResampling, SizeDict
 
@@ -14,11 +16,14 @@ from ..data import ImageData, load_image_data
 from ..hub.export import evaluation_processor
 from .baselines import pixels
 from .encoders import Branch, FeatureSpec, Interpolation, LoadedEncoder, load_encoder
+from .feature_cache import cached_features
 from .features import LARGEST_PIXELS
 from .thumbnails import ThumbnailProcessor
 
 
 _SIZES = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
+_OF_ENCODERS = ("revision", "encoder", "random_weights", "pooling", "eval_crop_ratio", "position_interpolation")
+OF_DATASETS = ("dataset", "dataset_revision", "max_train_samples", "max_test_samples", "skip_bad_images")
 _VALUES = ("do_rescale", "do_normalize", "image_mean", "image_std")
 
 
@@ -99,7 +104,7 @@ class EncoderArguments(ModelArguments, DataArguments):
             `ValueError`: it cannot be loaded, or what is asked for does not go together.
         """
         if self.model == "pixels":
-            self._check_pixels()
+            self.refuse(_OF_ENCODERS, "Pixels have no weights, positions or crops")
             return pixels(self.image_size or LARGEST_PIXELS).to(PartialState().device)
         encoder = load_encoder(
             self.model,
@@ -120,12 +125,21 @@ class EncoderArguments(ModelArguments, DataArguments):
             raise ValueError(f"--eval_crop_ratio {self.eval_crop_ratio} goes with --image_size: set both, or neither.")
         return encoder.to(PartialState().device)
 
-    def _check_pixels(self) -> None:
-        names = ("revision", "encoder", "random_weights", "pooling", "eval_crop_ratio", "position_interpolation")
-        defaults = {item.name: item.default for item in fields(EncoderArguments)}
-        unused = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
-        if unused:
-            raise ValueError(f"Pixels have no weights, positions or crops: leave {', '.join(unused)} out.")
+    def refuse(self, names: Iterable[str], why: str) -> None:
+        """
+        Refuse arguments that would have no effect.
+
+        Args:
+            names (`Iterable[str]`): Their names.
+            why (`str`): What makes them useless, for the message.
+
+        Raises:
+            `ValueError`: one of them was set.
+        """
+        defaults = {item.name: item.default for item in fields(self)}
+        useless = [f"--{name}" for name in names if getattr(self, name) != defaults[name]]
+        if useless:
+            raise ValueError(f"{why}: leave {', '.join(useless)} out.")
 
     def load_data(self, seed: int) -> ImageData:
         """
@@ -213,6 +227,18 @@ class EvaluationArguments(EncoderArguments):
     num_workers: int = field(default=0, metadata={"help": "Processes that read the images."})
     bf16: bool = field(default=False, metadata={"help": "Compute features in bfloat16."})
     seed: int = field(default=0, metadata={"help": "Seed of the subsets, and of all that is drawn."})
+
+    def cached(self, encoder: LoadedEncoder, images: Any, specs: list[FeatureSpec]) -> list[Tensor]:
+        """Features of images, computed or read as the arguments say, see [`cached_features`]."""
+        return cached_features(
+            encoder,
+            images,
+            specs,
+            folder=self.cache_dir,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            bf16=self.bf16,
+        )
 
     def is_own_folder(self) -> bool:
         """Whether results are written into the folder of the model that they are about."""

@@ -75,7 +75,7 @@ def copy_detection(
     if k < 1:
         raise ValueError(f"`k` must be at least 1, got {k}.")
     database = database if whitening is None else whitening.apply(database)
-    results = {}
+    wanted = {}
     for name, (features, originals) in blocks.items():
         if len(originals) != len(features):
             raise ValueError(
@@ -91,10 +91,15 @@ def copy_detection(
                 f"Originals of block {name!r} must be indices of the {len(database)} database images, got values from "
                 f"{int(present.min())} to {int(present.max())}."
             )
-        features = features if whitening is None else whitening.apply(features)
-        neighbors = nearest_neighbors(features, database, min(k, len(database)), chunk_size=chunk_size)
+        wanted[name] = own
+    # All at once, as the database is prepared for each search.
+    copies = torch.cat([features for features, _ in blocks.values()])
+    copies = copies if whitening is None else whitening.apply(copies)
+    found = nearest_neighbors(copies, database, min(k, len(database)), chunk_size=chunk_size)
+    results = {}
+    for (name, own), neighbors in zip(wanted.items(), found.split(list(map(len, wanted.values()))), strict=True):
         ranks = [
-            torch.isin(row, found.to(row.device)).nonzero()[:, 0] for row, found in zip(neighbors, own, strict=True)
+            torch.isin(row, places.to(row.device)).nonzero()[:, 0] for row, places in zip(neighbors, own, strict=True)
         ]
         average, precision = average_precision_of_ranks(ranks, num_positives=[len(row) for row in own], k=[k])
         results[name] = CopyResult(means_of_queries(average, precision, [k])["mAP"], average, neighbors)

@@ -183,10 +183,16 @@ class LoadedEncoder:
 
         Returns:
             `ModelOutput`: see the class of the encoder.
+
+        Raises:
+            `ValueError`: an image is smaller than a patch.
         """
+        side: Any = getattr(self.model.config, "patch_size", None)
+        if isinstance(side, int) and min(pixel_values.shape[-2:]) < side:
+            size = " x ".join(map(str, pixel_values.shape[-2:]))
+            raise ValueError(f"An image of {size} pixels does not fill one patch of {side}: show it larger.")
         inputs = pixel_values.to(self.model.device, self.model.dtype)
         if self._is_masked:  # it would draw an order of the patches
-            side: Any = self.model.config.patch_size
             num_patches = (inputs.shape[-2] // side) * (inputs.shape[-1] // side)
             options["noise"] = torch.arange(num_patches, device=inputs.device).expand(len(inputs), -1)
         return self.model(pixel_values=inputs, **self._options, **options)  # type: ignore[no-any-return]

@@ -128,8 +128,13 @@ def _compute(
     ) as bar:
         for batch, (groups, _) in zip(batches, loader, strict=True):
             for places, pixel_values in groups:
-                for target, features in zip(rows, encoder.features(pixel_values, specs, bf16), strict=True):
-                    target[batch.start + places.numpy()] = features.cpu().numpy()
+                where = batch.start + places.numpy()
+                try:
+                    computed = encoder.features(pixel_values, specs, bf16)
+                except ValueError as error:
+                    raise ValueError(f"Image {where[0]} of {len(images)}: {error}") from error
+                for target, features in zip(rows, computed, strict=True):
+                    target[where] = features.cpu().numpy()
             if batch.stop % BLOCK_SIZE == 0 or batch.stop == len(images):
                 for store, target in zip(stores, rows, strict=True):
                     target.flush()

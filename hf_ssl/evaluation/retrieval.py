@@ -5,38 +5,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from ..data import Relevance
 from .average_precision import average_precision_of_ranks, means_of_queries
 from .ranks import ranks_of
 
 
-NUM_QUERIES = 512  # whose wanted images are looked at at a time: of a class, there may be thousands
+MAX_QUERIES = 512  # whose wanted images are looked at at a time: of a class, there may be thousands
 K = (1, 5, 10)
 
 
 class CroppedImages(torch.utils.data.Dataset[dict[str, Any]]):
     """
-    Parts of images in their place.
+    Parts of photos in their place.
 
     Args:
         images (`torch.utils.data.Dataset`): A source of `hf_ssl.data`.
         boxes (`Sequence[tuple[float, float, float, float]]`): Left, top, right and bottom of each part, in pixels.
+        longest_side (`int`, *optional*):
+            Longer side that whole photos are shrunk to, in pixels: parts are shrunk by the same factor, so that things are as
+            large in them as in the photos of the database. Unset, they keep their size.
     """
 
-    def __init__(self, images: Any, boxes: Sequence[tuple[float, float, float, float]]):
+    def __init__(
+        self, images: Any, boxes: Sequence[tuple[float, float, float, float]], longest_side: int | None = None
+    ):
         if len(boxes) != len(images):
             raise ValueError(f"There are {len(images)} images but {len(boxes)} boxes: give one box for each image.")
-        self.images, self.boxes = images, boxes
+        self.images, self.boxes, self.longest_side = images, boxes, longest_side
 
     def __len__(self) -> int:
         return len(self.images)
 
     def fingerprint(self) -> str:
         """A name for this content, as of the sources."""
-        return hashlib.sha256(f"{self.images.fingerprint()} {list(self.boxes)}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.images.fingerprint()} {list(self.boxes)} {self.longest_side}".encode()
+        ).hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """
@@ -53,7 +62,12 @@ class CroppedImages(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(
                 f"Box {self.boxes[index]} of image {index} lies outside of it: {tuple(sample['image'].shape)}."
             )
-        return {**sample, "image": part}
+        if self.longest_side is None:
+            return {**sample, "image": part}
+        side = self.longest_side * max(part.shape[1:]) / max(sample["image"].shape[1:])
+        photo = to_pil_image(part)
+        photo.thumbnail((max(1, side), max(1, side)), PIL.Image.Resampling.LANCZOS)
+        return {**sample, "image": pil_to_tensor(photo)}
 
 
 @dataclass
@@ -82,21 +96,36 @@ def retrieval_scores(queries: Tensor, database: Tensor, relevance: Mapping[str, 
     Returns:
         `dict[str, QueryScores]`: by setup, on the CPU.
     """
-    scores = {}
-    for setup, wanted in relevance.items():
-        parts = []
-        for start in range(0, len(queries), NUM_QUERIES):
-            some = slice(start, start + NUM_QUERIES)
-            positives, junk = wanted.positives[some], wanted.junk[some]
-            ranks = ranks_of(
-                queries[some], database, [[*own, *rest] for own, rest in zip(positives, junk, strict=True)]
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {setup: [] for setup in relevance}
+    for start in range(0, len(queries), MAX_QUERIES):
+        some = slice(start, start + MAX_QUERIES)
+        # Setups tell the same images apart in other ways: their ranks are found once.
+        wanted = [_union(rows) for rows in zip(*(lists[some] for lists in _lists(relevance)), strict=True)]
+        ranks = [row.cpu() for row in ranks_of(queries[some], database, wanted)]
+        for setup, lists in relevance.items():
+            of_kinds = (
+                [_pick(*row) for row in zip(wanted, ranks, rows[some], strict=True)]
+                for rows in (lists.positives, lists.junk)
             )
-            of_positives = [row[: len(own)] for row, own in zip(ranks, positives, strict=True)]
-            of_junk = [row[len(own) :] for row, own in zip(ranks, positives, strict=True)]
-            parts.append(average_precision_of_ranks(of_positives, of_junk, k=K))
-        average, precision = (torch.cat(columns).cpu() for columns in zip(*parts, strict=True))
-        scores[setup] = QueryScores(average, precision)
-    return scores
+            parts[setup].append(average_precision_of_ranks(*of_kinds, k=K))
+    return {
+        setup: QueryScores(*(torch.cat(columns) for columns in zip(*of_setup, strict=True)))
+        for setup, of_setup in parts.items()
+    }
+
+
+def _lists(relevance: Mapping[str, Relevance]) -> list[list[list[int]]]:
+    return [rows for lists in relevance.values() for rows in (lists.positives, lists.junk)]
+
+
+def _union(rows: Sequence[list[int]]) -> Tensor:
+    """Places of all images that matter to a query, in ascending order."""
+    return torch.cat([torch.as_tensor(row, dtype=torch.int64) for row in rows]).unique()
+
+
+def _pick(wanted: Tensor, ranks: Tensor, places: list[int]) -> Tensor:
+    """The ranks of some of the images that matter to a query."""
+    return ranks[torch.searchsorted(wanted, torch.as_tensor(places, dtype=torch.int64))]
 
 
 def mean_scores(scores: Mapping[str, QueryScores]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from .classifier_card import write_classifier_card
 from .conversion_card import write_conversion_card
-from .export import evaluation_processor, export_run, save_published, write_atomically, write_results
+from .export import csv_table, evaluation_processor, export_run, save_published, write_atomically, write_results
 from .model_card import CardResult, ModelCardInfo, render_card
 from .report import (
     add_to_card,
@@ -20,6 +20,7 @@ __all__ = [
     "CardResult",
     "ModelCardInfo",
     "add_to_card",
+    "csv_table",
     "evaluation_processor",
     "evaluation_results",
     "export_run",

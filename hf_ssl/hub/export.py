@@ -1,8 +1,11 @@
 """What a run or a conversion leaves behind: a folder that is ready for the Hub."""
 
+import csv
+import io
 import json
 import math
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,3 +176,19 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8", newline="")
     part.replace(path)
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """
+    A table as a csv.
+
+    Args:
+        header (`Sequence[str]`): Names of the columns.
+        rows (`Iterable[Sequence[Any]]`): Their values.
+
+    Returns:
+        `str`
+    """
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([header, *rows])
+    return table.getvalue()

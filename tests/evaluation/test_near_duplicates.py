@@ -56,3 +56,13 @@ def test_too_many_pairs(monkeypatch):
     monkeypatch.setattr(import_module("hf_ssl.evaluation.near_duplicates"), "MAX_PAIRS", 100)
     with pytest.raises(ValueError, match="More than 100 pairs are as similar as 0.5: raise the threshold"):
         near_duplicates(torch.ones(40, 2), 0.5, chunk_size=8)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.9999999])
+def test_equal_images_are_found(threshold):
+    """Whatever the rounding of a product."""
+    features = torch.randn(200, 384, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    features[200:] *= 3
+    pairs, similarities = near_duplicates(features, threshold, chunk_size=64)
+    assert {tuple(pair) for pair in pairs.tolist()} == {(i, i + 200) for i in range(200)}
+    assert similarities.max() <= 1

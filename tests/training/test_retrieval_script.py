@@ -140,9 +140,18 @@ def test_numbers_are_those_of_the_protocol(benchmark, model, retrieve, tmp_path,
     queries = photos_of(benchmark, "qimlist")
     if crops:
         truth = pickle.loads((benchmark / f"gnd_{benchmark.name}.pkl").read_bytes())["gnd"]
-        queries = [photo.crop([round(x) for x in own["bbx"]]) for photo, own in zip(queries, truth, strict=True)]
+        # As the authors of the benchmark: the part is shrunk by the factor of the whole photo.
+        parts = [
+            photo.convert("RGB").crop([round(x) for x in own["bbx"]])
+            for photo, own in zip(queries, truth, strict=True)
+        ]
+        for part, photo in zip(parts, queries, strict=True):
+            side = 48 * max(part.size) / max(photo.size)
+            part.thumbnail((side, side), Image.LANCZOS)
+        queries = parts
     rows = features_of(model, queries, 48, scales), features_of(model, photos_of(benchmark, "imlist"), 48, scales)
-    with (tmp_path / "report" / f"retrieval-{benchmark.name}.csv").open() as file:
+    stem = f"figures/run/retrieval-{benchmark.name}" + "-cropped-scales" * crops
+    with (tmp_path / "report" / f"{stem}.csv").open() as file:
         written = list(csv.DictReader(file))
     for setup in SETUPS:
         expected = expected_of(benchmark, *rows, setup)
@@ -156,11 +165,11 @@ def test_numbers_are_those_of_the_protocol(benchmark, model, retrieve, tmp_path,
     protocol = results["retrieval_protocol"]
     assert protocol["cropped_queries"] is crops and protocol["image_processor"]["longest_side"] == 48
     assert ("scales 1, 0.707, 0.5" in protocol["feature"]) is crops
-    figure = tmp_path / "report" / "figures" / "run" / f"retrieval-{benchmark.name}.png"
-    assert Image.open(figure).width > 1000
+    assert Image.open(tmp_path / "report" / f"{stem}.png").width > 1000
     table = (tmp_path / "report" / "evaluation.md").read_text()
     assert f"| mAP, medium (%) | miniature, queries | **{results['mAP_medium']:.2f}** |" in table
-    assert f"{'cropped ' * crops}queries" in table and f"](figures/run/retrieval-{benchmark.name}.png)" in table
+    words = "queries, cut out of their photos" if crops else "whole photos as queries (boxes are not used)"
+    assert words in table and f"](figures/run/{Path(stem).name}.png)" in table
     assert str(tmp_path) not in table + json.dumps(results)
 
 
@@ -191,7 +200,8 @@ def test_own_processor(benchmark, retrieve):
     """Without --image_size, photos are shown as the encoder wants them."""
     results = retrieve("--benchmark", benchmark)
     assert results["retrieval_protocol"]["image_processor"]["size"] == {"height": 16, "width": 16}
-    assert 0 < results["mAP_hard"] < 100
+    larger = retrieve("--benchmark", benchmark, "--image_size", "48")
+    assert results["mAP_hard"] != larger["mAP_hard"]
 
 
 def test_own_card(benchmark, model, retrieve, tmp_path):
@@ -241,9 +251,31 @@ def test_pairs(model, retrieve, tmp_path):
 def test_images_of_the_same_class(model, retrieve, tmp_path):
     results = retrieve("--max_train_samples", "80", "--max_test_samples", "20", "--num_shown", "2")
     assert results["retrieval_protocol"]["dataset"] == "digits" and 0 < results["mAP"] < 100
-    with (tmp_path / "report" / "retrieval-digits.csv").open() as file:
+    with (tmp_path / "report" / "figures" / "run" / "retrieval-digits.csv").open() as file:
         numbers = [float(row["AP"]) for row in csv.DictReader(file)]
     assert len(numbers) == 20 and np.mean(numbers) == pytest.approx(results["mAP"], abs=1e-4)
+    protocol = results["retrieval_protocol"]
+    assert (protocol["split"], protocol["seed"], protocol["num_train_images"]) == ("test", 0, 80)
+    assert "of images of the query's class" in protocol["text"]
+
+
+def test_benchmark_behind_a_link(benchmark, retrieve, tmp_path):
+    """It is called by the name of the link."""
+    (tmp_path / "store").mkdir()
+    shutil.copytree(benchmark, tmp_path / "store" / "abc")
+    (tmp_path / "store" / benchmark.name).symlink_to(tmp_path / "store" / "abc")
+    results = retrieve("--benchmark", tmp_path / "store" / benchmark.name, "--image_size", "32", "--num_shown", "1")
+    assert results["retrieval_protocol"]["dataset"] == benchmark.name
+
+
+def test_photo_that_fills_no_patch(benchmark, retrieve, tmp_path):
+    """Its place is told."""
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (60, 60)).save(tmp_path / "others" / "a.png")
+    Image.new("RGB", (600, 20)).save(tmp_path / "others" / "b.png")
+    with pytest.raises(ValueError, match="Image 1 of 2: An image of 1 x 32 pixels does not fill one patch of 4"):
+        retrieve("--benchmark", benchmark, "--image_size", "32", "--distractors", tmp_path / "others")
+    assert not (tmp_path / "report").exists()
 
 
 # ---- what may go wrong ----
@@ -305,6 +337,9 @@ def test_damaged_benchmarks(damage, message, damaged, retrieve, tmp_path):
         (["--crop_queries", "true", "--max_train_samples", "20"], "only a benchmark tells where"),
         (["--benchmark", "{folder}", "--image_size", "32", "--eval_crop_ratio", "0.9"], "nothing is cropped"),
         (["--benchmark", "/no/such/benchmark"], "There is no file"),
+        (["--benchmark", "{folder}", "--dataset", "cifar10"], "all of them count: leave --dataset out"),
+        (["--benchmark", "{folder}", "--skip_bad_images", "true"], "leave --skip_bad_images out"),
+        (["--benchmark", "{folder}", "--num_shown", "0"], "--num_shown 0 must be at least 1"),
         (["--benchmark", "{folder}", "--distractors", "/no/such/folder"], "There is no folder"),
     ],
 )
