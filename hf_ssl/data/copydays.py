@@ -19,6 +19,7 @@ COPYDAYS_SIZES: Mapping[str, int] = {
     **{f"jpegqual/{quality}": 157 for quality in (3, 5, 8, 10, 15, 20, 30, 50, 75)},
     **{f"crops/{percent}": 157 for percent in (10, 15, 20, 30, 40, 50, 60, 70, 80)},
 }
+NUM_SHOWN = 5
 PREFIX_LENGTH = 4  # of a file name, which tells the photograph
 
 
@@ -81,7 +82,8 @@ def load_copydays(
         there = [name for name in COPYDAYS_SIZES if (root / name).is_dir()]
         raise FileNotFoundError(
             f"Folder {os.fspath(folder)!r} lacks {', '.join(missing)}; put these folders of Copydays there, or choose "
-            f"with `blocks` among those that are there ({', '.join(there) or 'none'}); original is needed in any case."
+            f"with `blocks` (--blocks) among those that are there ({', '.join(there) or 'none'}); original is needed "
+            "in any case."
         )
     files = {name: _find_files(root / name) for name in needed}
     counts = {name: len(files[name]) for name in needed}
@@ -90,11 +92,17 @@ def load_copydays(
         for name, count in counts.items()
         if expected is not None and count != expected.get(name, count)
     ]
+    remedy = ""
+    if wrong:
+        remedy = " or, for other data in this form, allow other counts (`expected=None`, --other_counts true)"
     wrong = wrong or [f"{name} has none" for name, count in counts.items() if count == 0]
     if wrong:
+        shown = "; ".join(wrong[:NUM_SHOWN])
+        if len(wrong) > NUM_SHOWN:
+            shown += f"; and {len(wrong) - NUM_SHOWN} more"
         raise ValueError(
-            f"The folders of Copydays in {os.fspath(folder)!r} have a wrong number of files *.jpg: "
-            f"{'; '.join(wrong)}. Get the missing files, and remove what does not belong there."
+            f"The folders of Copydays in {os.fspath(folder)!r} have a wrong number of files *.jpg: {shown}. Get the "
+            f"missing files, and remove what does not belong there{remedy}."
         )
 
     positives = {name: originals_of(name, files[name], files[ORIGINAL]) for name in names}
@@ -121,8 +129,8 @@ def originals_of(block: str, copies: Sequence[str], originals: Sequence[str]) ->
             Sorted names of the files of the originals.
 
     Returns:
-        `list[list[int]]`: for each copy of `strong` the places of the originals with the same first four characters, of which
-        there may be none; for each copy of another block the one in its own place.
+        `list[list[int]]`: for each copy of `strong` the places of the originals with the same first four characters,
+        of which there may be none; for each copy of another block the one in its own place.
 
     Raises:
         `ValueError`: If a block other than `strong` has not as many files as there are originals.
@@ -143,9 +151,10 @@ def _check_names(block: str, copies: list[str], originals: list[str], positives:
     """Refuse copies without an original, and copies that are not in the order of the originals."""
     without = [name for name, own in zip(copies, positives, strict=True) if not own]
     if without:
+        shown = ", ".join(without[:NUM_SHOWN]) + (", …" if len(without) > NUM_SHOWN else "")
         raise ValueError(
-            f"{len(without)} images of {block} have no original whose name begins with the same {PREFIX_LENGTH} characters "
-            f"({', '.join(without[:5])}{', …' if len(without) > 5 else ''}); get the originals, or remove these images."
+            f"{len(without)} images of {block} have no original whose name begins with the same {PREFIX_LENGTH} "
+            f"characters ({shown}); get the originals, or remove these images."
         )
     if block == STRONG:
         return
@@ -154,6 +163,7 @@ def _check_names(block: str, copies: list[str], originals: list[str], positives:
         prefix = original[:PREFIX_LENGTH]
         if copy != original and (copy[:PREFIX_LENGTH] != prefix or num_originals[prefix] > 1):
             raise ValueError(
-                f"Image {place} of {block} is {copy}, but that of original is {original}; every original must have one copy "
-                f"of the same name, or one that shares its first {PREFIX_LENGTH} characters with no other original."
+                f"Image {place} of {block} is {copy}, but that of original is {original}; every original must have "
+                f"one copy of the same name, or one that shares its first {PREFIX_LENGTH} characters with no other "
+                "original."
             )

@@ -13,7 +13,11 @@ from PIL.ExifTags import Base
 # The number of pixels from which on PIL warns of a decompression bomb; it decodes up to twice as many.
 MAX_PIXELS = 89_478_485
 
-REMEDY = "Remove or re-encode the file, or leave out images that cannot be read with `--skip_bad_images`."
+# Where the place of an image counts, as in a benchmark or Copydays, none can be left out.
+REMEDY = (
+    "Repair or replace the file. Images of a dataset for training, or of a `--dataset`, can also be left out: "
+    "`--skip_bad_images true`."
+)
 
 
 class ImageError(ValueError):
@@ -66,6 +70,30 @@ def image_size(image: Mapping[str, Any], row: int | None = None) -> tuple[int, i
         with _open(image) as opened:
             width, height = opened.size
             return (width, height) if _orientation(opened) in (5, 6, 7, 8) else (height, width)
+    except Exception as error:
+        raise ImageError(f"Cannot read {image_name(image, row)}: {_reason(error)}. {REMEDY}") from error
+
+
+def exif_orientation(image: Mapping[str, Any], row: int | None = None) -> int:
+    """
+    Reads from the header how [`decode_rgb`] rotates or mirrors an image.
+
+    Args:
+        image (`Mapping[str, Any]`):
+            Undecoded value of a `datasets.Image` column: the encoded `bytes`, or the `path` of a file.
+        row (`int`, *optional*):
+            Row of the dataset, to name an image without a path in the error.
+
+    Returns:
+        `int`: The EXIF orientation, from 1 to 8; 1 if the image is left as it is.
+
+    Raises:
+        [`ImageError`]: If the image is missing, has a damaged header or an unknown format, or is larger than
+            `MAX_PIXELS`.
+    """
+    try:
+        with _open(image) as opened:
+            return _orientation(opened)
     except Exception as error:
         raise ImageError(f"Cannot read {image_name(image, row)}: {_reason(error)}. {REMEDY}") from error
 

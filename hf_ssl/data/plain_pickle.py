@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 
-# Annotations take about a megabyte, and every byte may become an object.
-MAX_BYTES = 16 * 2**20
+# Annotations take less than a megabyte and 300,000 operations, and each operation may make an object of 200 bytes.
+MAX_BYTES = 4 * 2**20
+MAX_OPERATIONS = 10**6
+MAX_ARGUMENTS = 9  # the state of a numpy type has as many
 
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -28,7 +30,6 @@ _LITERALS = {
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_SCALARS = (str, bytes, int, float, complex, type(None), np.generic)
 
 
 class PlainPickleError(ValueError):
@@ -44,13 +45,15 @@ def load_plain_pickle(path: str | os.PathLike[str]) -> Any:
     Args:
         path (`str` or `os.PathLike`):
             A file of any pickle protocol. It may hold numbers, strings, bytes, booleans, `None`, lists, tuples,
-            dictionaries and sets of them, and numpy arrays and scalars of numbers and strings.
+            dictionaries and sets of them, and numpy arrays and scalars of numbers and strings. Integers have at most
+            64 bits, and the keys of dictionaries and the members of sets are strings or bytes.
 
     Returns:
         `Any`: the data.
 
     Raises:
-        [`PlainPickleError`]: If the file holds anything else, has more than 16 MiB, or is not a whole pickle.
+        [`PlainPickleError`]: If the file holds anything else, has more than 4 MiB or a million operations, or is
+            not a whole pickle.
         `OSError`: If the file cannot be opened.
     """
     name = repr(os.fspath(path))
@@ -64,6 +67,10 @@ def load_plain_pickle(path: str | os.PathLike[str]) -> Any:
     try:
         value = _read(data)
         _check_plain(value)
+    except _LimitError as error:
+        raise PlainPickleError(
+            f"Cannot read {name}: it has {error} allowed for a pickle of plain data. Check that it is the right file."
+        ) from error
     except _RefusedError as error:
         raise PlainPickleError(
             f"Cannot read {name}: it asks for {error}. Only plain data is read, as anything else could run code: "
@@ -80,6 +87,10 @@ def load_plain_pickle(path: str | os.PathLike[str]) -> Any:
 
 class _RefusedError(Exception):
     """What a file asks for and does not get."""
+
+
+class _LimitError(Exception):
+    """What a file has more of than is allowed."""
 
 
 class _Function:
@@ -100,7 +111,7 @@ class _DType:
         self.dtype = np.dtype(code)
 
     def set_state(self, state: Any) -> None:
-        version, byte_order, subarray, names, fields, *_ = state
+        version, byte_order, subarray, names, fields = state[:5]
         if byte_order not in ("<", ">", "|", "=") or (subarray, names, fields) != (None, None, None):
             raise _RefusedError(f"the numpy type {self.code!r} with parts")
         self.dtype = np.dtype(byte_order + self.code)
@@ -160,7 +171,10 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _complex(real: float, imaginary: float) -> complex:
-    return complex(float(real), float(imaginary))
+    # The number that a long text holds is found in long time.
+    if not isinstance(real, int | float) or not isinstance(imaginary, int | float):
+        raise ValueError("a complex number is not made of two numbers")
+    return complex(real, imaginary)
 
 
 def _empty_bytes() -> bytes:
@@ -168,11 +182,14 @@ def _empty_bytes() -> bytes:
 
 
 def _hashable(values: Iterable[Any]) -> list[Any]:
-    """Tuples in tuples are left out: a hash of many of them overflows the stack."""
+    """
+    Only strings and bytes, whose hashes differ from run to run. Many numbers of one hash, or hashes that meet in a
+    table, can be chosen in advance, and take quadratic time; tuples in tuples overflow the stack.
+    """
     values = list(values)
     for value in values:
-        if not all(isinstance(part, _SCALARS) for part in (value if type(value) is tuple else (value,))):
-            raise ValueError(f"a key or a member of a set is a {type(value).__name__}, not a string or a number")
+        if not isinstance(value, str | bytes):
+            raise ValueError(f"a key or a member of a set is a {type(value).__name__}, not a string or bytes")
     return values
 
 
@@ -212,7 +229,7 @@ def _find(module: Any, name: Any) -> _Function:
 def _read(data: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[str, Any] = {}  # keyed by text as well, for `_hashable`'s reason
 
     def pop_to_mark() -> list[Any]:
         start = marks.pop()
@@ -230,18 +247,22 @@ def _read(data: bytes) -> Any:
 
     num_bytes = 0
     argument: Any
-    for opcode, argument, _ in pickletools.genops(data):
+    for num_operations, (opcode, argument, _) in enumerate(pickletools.genops(data), start=1):
+        if num_operations > MAX_OPERATIONS:
+            raise _LimitError(f"more than the {MAX_OPERATIONS:,} operations")
         operation = opcode.name
         if operation in _LITERALS:
+            if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
+                raise _LimitError("an integer of more than the 64 bits")
             stack.append(argument)
         elif operation in _CONSTANTS:
             stack.append(_CONSTANTS[operation])
         elif operation in ("PUT", "BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
+            memo[str(argument)] = stack[-1]
         elif operation == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
+            memo[str(len(memo))] = stack[-1]
         elif operation in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
+            stack.append(memo[str(argument)])
         elif operation == "MARK":
             marks.append(len(stack))
         elif operation == "EMPTY_LIST":
@@ -292,8 +313,8 @@ def _read(data: bytes) -> Any:
         elif operation == "REDUCE":
             arguments = stack.pop()
             function = target(_Function)
-            if type(arguments) is not tuple:
-                raise ValueError("a call without a tuple of arguments")
+            if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
+                raise ValueError("a call without a tuple of few arguments")
             stack[-1] = function.call(*arguments)
             num_bytes += _size(stack[-1])
         elif operation == "BUILD":

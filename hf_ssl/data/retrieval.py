@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, Value
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
-from .images import image_size
+from .images import exif_orientation, image_size
 from .loading import ImageData, walk_files
 from .plain_pickle import load_plain_pickle
 
@@ -26,6 +26,7 @@ REVISITED_SIZES = {"roxford5k": (4993, 70), "rparis6k": (6322, 70)}
 LABELS = ("easy", "hard", "junk")
 PAIR_COLUMNS = ("query", "positive")
 NUM_SHOWN = 5
+MAX_NAME_BYTES = 251  # with .jpg the 255 that file systems allow
 
 
 @dataclass
@@ -104,7 +105,8 @@ def load_revisited(folder: str | os.PathLike[str], name: str) -> RetrievalTask:
         )
     try:
         database_names, query_names, annotations = _read_annotations(load_plain_pickle(path), name)
-        labeled = [_read_places(i, annotations[i], len(database_names)) for i in range(len(query_names))]
+        repeating: list[str] = []
+        labeled = [_read_places(i, annotations[i], len(database_names), repeating) for i in range(len(query_names))]
         boxes = [_read_box(i, annotations[i]) for i in range(len(query_names))]
         _check_queries_are_junk(database_names, query_names, labeled)
     except _FormError as error:
@@ -121,6 +123,11 @@ def load_revisited(folder: str | os.PathLike[str], name: str) -> RetrievalTask:
             "photos of the benchmark there, all in this one folder."
         )
     _check_boxes(root, queries, boxes)
+    if repeating:
+        logger.warning(
+            f"{str(path)!r} repeats images within {len(repeating)} of its lists of places "
+            f"({_shown(repeating)}); each image counts once."
+        )
     easy, hard, junk = ([of_query[label] for of_query in labeled] for label in LABELS)
     relevance = {
         "easy": Relevance(easy, [a + b for a, b in zip(junk, hard, strict=True)]),
@@ -144,7 +151,8 @@ def load_pairs(folder: str | os.PathLike[str], csv_path: str | os.PathLike[str])
             query with several positives has several rows.
 
     Returns:
-        [`RetrievalTask`]: with the one setup `"all"`; its queries come in the order of the table.
+        [`RetrievalTask`]: with the name of the table (without `.csv`) and the one setup `"all"`; its queries come in
+            the order of the table.
 
     Raises:
         `FileNotFoundError`: If the folder, the table, or an image that the table names is missing.
@@ -154,7 +162,8 @@ def load_pairs(folder: str | os.PathLike[str], csv_path: str | os.PathLike[str])
     root = Path(folder).expanduser()
     places = {name: place for place, name in enumerate(database["name"][:])}
     first_lines: dict[tuple[str, str], int] = {}
-    for line, row in _read_pairs(Path(csv_path).expanduser()):
+    table = Path(csv_path).expanduser()
+    for line, row in _read_pairs(table):
         where = f"Line {line} of {os.fspath(csv_path)!r}"
         pair = _normalize(where, root, row["query"], places), _normalize(where, root, row["positive"], places)
         if pair[0] == pair[1]:
@@ -166,7 +175,7 @@ def load_pairs(folder: str | os.PathLike[str], csv_path: str | os.PathLike[str])
         positives.setdefault(query, []).append(places[positive])
     junk = [[places[query]] for query in positives]
     relevance = Relevance(list(positives.values()), junk)
-    return RetrievalTask(root.resolve().name, database, image_dataset(root, list(positives)), {"all": relevance})
+    return RetrievalTask(table.stem, database, image_dataset(root, list(positives)), {"all": relevance})
 
 
 def same_class_task(data: ImageData) -> RetrievalTask:
@@ -313,7 +322,13 @@ def _read_names(key: str, names: Any) -> list[str]:
         raise _FormError(f"`{key}` is empty")
     for name in names:
         if not name or "\0" in name or not _is_inside(name):
-            raise _FormError(f"`{key}` has {name!r}, which is no name of a file in jpg/")
+            raise _FormError(f"`{key}` has {name[:80]!r}, which is no name of a file in jpg/")
+        num_bytes = len(name.encode("utf-8", "surrogatepass"))
+        if num_bytes > MAX_NAME_BYTES:
+            raise _FormError(
+                f"`{key}` has a name of {num_bytes} bytes ({name[:80]!r}…), and a file name has at most "
+                f"{MAX_NAME_BYTES} before .jpg"
+            )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise _FormError(f"`{key}` has {len(twice)} names more than once ({_shown(twice)})")
@@ -325,8 +340,10 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _read_places(query: int, annotation: dict[str, Any], num_images: int) -> dict[str, list[int]]:
-    """For each label the places of the images that have it for a query."""
+def _read_places(
+    query: int, annotation: dict[str, Any], num_images: int, repeating: list[str]
+) -> dict[str, list[int]]:
+    """For each label the places of the images that have it for a query. Adds the lists that repeat one."""
     labeled: dict[str, list[int]] = {}
     label_of: dict[int, str] = {}
     for label in LABELS:
@@ -340,10 +357,14 @@ def _read_places(query: int, annotation: dict[str, Any], num_images: int) -> dic
                 raise _FormError(f"{where} has a {type(place).__name__}, not only whole numbers")
             if not 0 <= place < num_images:
                 raise _FormError(f"{where} has {place}, but the places in `imlist` are 0 to {num_images - 1}")
-            if int(place) in label_of:
-                raise _FormError(f"image {place} is in `{label_of[int(place)]}` and again in {where}")
-            label_of[int(place)] = label
-            labeled[label].append(int(place))
+            place = int(place)
+            if label_of.setdefault(place, label) != label:
+                raise _FormError(f"image {place} is in `{label_of[place]}` and again in {where}")
+            labeled[label].append(place)
+        once = list(dict.fromkeys(labeled[label]))
+        if len(once) < len(labeled[label]):
+            repeating.append(where.strip("`"))
+        labeled[label] = once
     return labeled
 
 
@@ -374,13 +395,18 @@ def _check_queries_are_junk(
 
 
 def _check_boxes(root: Path, files: list[str], boxes: list[tuple[float, float, float, float]]) -> None:
-    beyond = []
+    beyond, rotated = [], []
     for file, (left, top, right, bottom) in zip(files, boxes, strict=True):
-        height, width = image_size({"path": str(root / file), "bytes": None})
+        image = {"path": str(root / file), "bytes": None}
+        if exif_orientation(image) != 1:
+            rotated.append(file)
+        height, width = image_size(image)
         if left >= width or top >= height or right <= 0 or bottom <= 0:
+            as_rotated = " when rotated by its EXIF orientation" if file in rotated[-1:] else ""
             raise ValueError(
                 f"The box {(left, top, right, bottom)} of query {file!r} lies outside of the image, which has "
-                f"{width}x{height} pixels; check that the photos have the size of those that the benchmark tells of."
+                f"{width}x{height} pixels{as_rotated}; check that the photos have the size of those that the "
+                "benchmark tells of."
             )
         if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
             beyond.append(file)
@@ -388,6 +414,12 @@ def _check_boxes(root: Path, files: list[str], boxes: list[tuple[float, float, f
         logger.warning(
             f"The boxes of {len(beyond)} queries reach beyond their images ({_shown(beyond)}); check that the photos "
             "have the size of those that the benchmark tells of."
+        )
+    if rotated:
+        logger.warning(
+            f"The photos of {len(rotated)} queries are rotated by their EXIF orientation ({_shown(rotated)}), but "
+            "boxes of a benchmark are places in photos that are not: --crop_queries would cut out the wrong part. Take "
+            "the photos that the authors of the benchmark publish, or save these without EXIF."
         )
 
 
@@ -424,7 +456,7 @@ def _normalize(where: str, root: Path, name: str, places: dict[str, int]) -> str
         raise ValueError(f"{where} names {name!r}, which is not in the folder; give paths relative to {str(root)!r}.")
     normalized = PurePosixPath(name).as_posix()
     if normalized not in places:
-        if "\0" in name or not (root / name).exists():
+        if not os.path.exists(root / name):  # also false for a name that no file can have
             raise FileNotFoundError(f"{where} names {name!r}, but {str(root)!r} has no such file; check the path.")
         raise ValueError(
             f"{where} names {name!r}, which is not among the {len(places)} images found in {str(root)!r}; name a file "

@@ -109,8 +109,12 @@ def test_expected_sizes(miniature):
     wrong = "original has 24, not 157; strong has 36, not 229; crops/80 has 24, not 157"
     assert f"have a wrong number of files *.jpg: {wrong}. Get the missing files" in str(caught.value)
     assert str(miniature) in str(caught.value)
-    with pytest.raises(ValueError, match="jpegqual/75 has 24, not 157"):
+    with pytest.raises(ValueError) as caught:
         load_copydays(miniature)
+    message = str(caught.value)
+    assert "jpegqual/8 has 24, not 157; and 15 more. Get the missing files" in message
+    assert message.endswith("allow other counts (`expected=None`, --other_counts true).")
+    assert message.count("has 24, not 157") == 4 and len(message) < 600
 
 
 def test_as_many_as_copydays_has(tmp_path):
@@ -135,7 +139,8 @@ def test_missing_blocks(copy):
     for block in ("strong", "jpegqual/8"):
         shutil.rmtree(copy / block)
     with pytest.raises(
-        FileNotFoundError, match="lacks strong, jpegqual/8; put these folders .* among those .*crops/80"
+        FileNotFoundError,
+        match=r"lacks strong, jpegqual/8; put these folders .* `blocks` \(--blocks\) among those .*crops/80",
     ):
         load_copydays(copy, expected=None)
     shutil.rmtree(copy / "original")
@@ -149,7 +154,10 @@ def test_empty_blocks(copy):
     for block in ("original", "crops/15"):
         shutil.rmtree(copy / block)
         (copy / block).mkdir()
-    with pytest.raises(ValueError, match="original has none; crops/15 has none. Get the missing files"):
+    # Other counts are allowed here, and would be no remedy.
+    with pytest.raises(
+        ValueError, match="original has none; crops/15 has none. Get the missing .* does not belong there.$"
+    ):
         load_copydays(copy, expected=None)
 
 

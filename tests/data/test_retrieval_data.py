@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Image
+from PIL import Image as PILImage
 
 from hf_ssl.data import (
     ImageData,
@@ -21,6 +22,13 @@ from hf_ssl.data import retrieval as retrieval_module
 
 from .helpers import make_dataset, make_folder, picture, save
 from .miniatures import make_revisited
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    messages = []
+    monkeypatch.setattr(retrieval_module.logger, "warning", messages.append)
+    return messages
 
 
 def paths(dataset):
@@ -179,7 +187,9 @@ def test_revisited_of_arrays(tmp_path, protocol):
         ({"gnd": [annotation(hard=[-1]), annotation()]}, r"`gnd\[0\]\['hard'\]` has -1, but"),
         ({"gnd": [annotation(), annotation(hard=[6, 4])]}, r"image 4 is in `easy` and again in `gnd\[1\]\['hard'\]`"),
         ({"gnd": [annotation(), annotation(junk=[6])]}, r"image 6 is in `hard` and again in `gnd\[1\]\['junk'\]`"),
-        ({"gnd": [annotation(easy=[5, 5]), annotation()]}, r"image 5 is in `easy` and again in `gnd\[0\]\['easy'\]`"),
+        ({"imlist": ["im0", "a" * 252]}, "`imlist` has a name of 252 bytes .* at most 251 before .jpg"),
+        ({"qimlist": ["q0", "é" * 126]}, "`qimlist` has a name of 252 bytes"),
+        ({"qimlist": ["q0", "../" + "é" * 5000]}, "which is no name of a file in jpg/"),
         ({"gnd": [annotation(bbx=[1, 2, 3]), annotation()]}, r"`gnd\[0\]\['bbx'\]` is not four numbers"),
         ({"gnd": [annotation(bbx="1234"), annotation()]}, r"`gnd\[0\]\['bbx'\]` is not four numbers"),
         ({"gnd": [annotation(bbx=[1, 2, "3", 4]), annotation()]}, r"`gnd\[0\]\['bbx'\]` is not four numbers"),
@@ -199,6 +209,68 @@ def test_revisited_wrong_annotations(tmp_path, changes, message):
         load_revisited(tmp_path, "mini")
     assert str(caught.value).startswith(f"{str(path)!r} cannot be used: ")
     assert "Take the file that the authors of the benchmark publish" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_revisited_place_that_is_too_long_to_show(tmp_path):
+    write_annotations(tmp_path, {"gnd": [annotation(), annotation(easy=[10**5000])]})
+    with pytest.raises(PlainPickleError, match="an integer of more than the 64 bits allowed"):
+        load_revisited(tmp_path, "mini")
+
+
+def test_revisited_name_as_long_as_a_file_can_have(tmp_path):
+    write_benchmark(tmp_path, qimlist=("q0", "a" * 251))
+    assert load_revisited(tmp_path, "mini").queries["name"][1] == f"jpg/{'a' * 251}.jpg"
+
+
+def test_revisited_place_twice_in_one_list(tmp_path, warnings):
+    write_benchmark(tmp_path, gnd=[annotation(easy=[4, 1, 4, 4]), annotation(junk=[np.int64(2), 0, 2])])
+    task = load_revisited(tmp_path, "mini")
+    assert task.relevance["easy"].positives == [[4, 1], [1, 4]] and task.relevance["medium"].junk == [[0, 2], [2, 0]]
+    assert len(warnings) == 1 and "repeats images within 2 of its lists" in warnings[0]
+    assert "gnd[0]['easy']" in warnings[0] and "gnd[1]['junk']" in warnings[0]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_revisited_in_a_folder_that_is_a_link(tmp_path, monkeypatch, relative):
+    write_benchmark(tmp_path / "data")
+    (tmp_path / "data/mini").rename(tmp_path / "data/oxford")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/mini").symlink_to(tmp_path / "data/oxford")
+    monkeypatch.chdir(tmp_path)
+    task = load_revisited("store" if relative else tmp_path / "store", "mini")
+    assert task.name == "mini" and task.queries["name"][:] == ["jpg/q0.jpg", "jpg/q1.jpg"]
+    assert all(Path(path).is_file() for path in paths(task.queries) + paths(task.database))
+    assert Path(paths(task.queries)[0]).resolve() == tmp_path / "data/oxford/jpg/q0.jpg"
+    assert PhotoSource(task.queries)[0]["image"].shape == (3, 12, 24)
+
+
+def save_rotated(file, orientation, size=(24, 12)):
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    PILImage.new("RGB", size).save(file, exif=exif)
+
+
+def test_revisited_query_that_exif_rotates(tmp_path, warnings):
+    path = write_benchmark(tmp_path, gnd=[annotation(bbx=[1, 1, 9, 9]), annotation(bbx=[1, 1, 9, 9])])
+    save_rotated(path.parent / "jpg/q0.jpg", 1)
+    load_revisited(tmp_path, "mini")
+    assert warnings == []
+    save_rotated(path.parent / "jpg/q1.jpg", 6)
+    load_revisited(tmp_path, "mini")
+    assert len(warnings) == 1
+    assert "photos of 1 queries are rotated by their EXIF orientation ('jpg/q1.jpg')" in warnings[0]
+    assert "--crop_queries would cut out the wrong part" in warnings[0]
+    save_rotated(path.parent / "jpg/q0.jpg", 3)
+    load_revisited(tmp_path, "mini")
+    assert "photos of 2 queries" in warnings[1]
+
+
+def test_revisited_box_outside_of_a_photo_that_exif_rotates(tmp_path):
+    path = write_benchmark(tmp_path, gnd=[annotation(), annotation(bbx=[14, 1, 20, 9])])
+    save_rotated(path.parent / "jpg/q1.jpg", 6)
+    with pytest.raises(ValueError, match="which has 12x24 pixels when rotated by its EXIF orientation; check that"):
+        load_revisited(tmp_path, "mini")
 
 
 def test_revisited_query_in_the_database_is_fine_as_junk(tmp_path):
@@ -269,9 +341,7 @@ def test_revisited_box_outside_of_its_image(tmp_path, box):
         load_revisited(tmp_path, "mini")
 
 
-def test_revisited_box_beyond_its_image(tmp_path, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(retrieval_module.logger, "warning", warnings.append)
+def test_revisited_box_beyond_its_image(tmp_path, warnings):
     write_benchmark(tmp_path, gnd=[annotation(bbx=[-0.6, 0, 24.4, 12.7]), annotation(bbx=[3, 2, 26, 9])])
     task = load_revisited(tmp_path, "mini")
     assert task.boxes == [(-0.6, 0.0, 24.4, 12.7), (3.0, 2.0, 26.0, 9.0)]
@@ -281,7 +351,8 @@ def test_revisited_box_beyond_its_image(tmp_path, monkeypatch):
 def test_revisited_query_that_cannot_be_read(tmp_path):
     path = write_benchmark(tmp_path)
     (path.parent / "jpg/q1.jpg").write_bytes(b"no image")
-    with pytest.raises(ImageError, match="q1.jpg"):
+    # Its place counts, so that leaving it out is no remedy here.
+    with pytest.raises(ImageError, match=r"q1.jpg.* Repair or replace the file\. Images of a dataset for training"):
         load_revisited(tmp_path, "mini")
 
 
@@ -291,6 +362,13 @@ def test_revisited_query_that_cannot_be_read(tmp_path):
 @pytest.fixture
 def photos(tmp_path):
     return make_folder(tmp_path / "photos", {"b.png": 0, "a.jpg": 1, "trip/c.png": 2, "trip/d e.png": 3})
+
+
+def test_pairs_have_the_name_of_their_table(photos, monkeypatch):
+    write_csv(photos, "query,positive\na.jpg,b.png\n").rename(photos / "by day.v2.csv")
+    assert load_pairs(photos, photos / "by day.v2.csv").name == "by day.v2"
+    monkeypatch.chdir(photos)
+    assert load_pairs(".", "by day.v2.csv").name == "by day.v2"
 
 
 def write_csv(folder, text, encoding="utf-8"):
@@ -305,7 +383,7 @@ def test_pairs(photos):
     assert task.database["name"][:] == ["a.jpg", "b.png", "trip/c.png", "trip/d e.png"]
     assert task.queries["name"][:] == ["trip/c.png", "b.png"]
     assert paths(task.queries) == [str(photos / "trip/c.png"), str(photos / "b.png")]
-    assert list(task.relevance) == ["all"] and task.boxes is None and task.name == "photos"
+    assert list(task.relevance) == ["all"] and task.boxes is None and task.name == "pairs"
     assert task.relevance["all"].positives == [[0, 1], [3]]
     assert task.relevance["all"].junk == [[2], [1]]
     assert PhotoSource(task.queries)[0]["image"].shape == (3, 8, 8)
@@ -334,6 +412,7 @@ def test_pairs_as_spreadsheets_write_them(photos, encoding):
         ("query,positive\na.jpg,none.png\n", FileNotFoundError, "Line 2 of .* names 'none.png', but .* no such file"),
         ("query,positive\n\nA.jpg,b.png\n", FileNotFoundError, "Line 3 of .* names 'A.jpg'"),
         ("query,positive\na.jpg,a\0.png\n", FileNotFoundError, r"names 'a\\x00.png'"),
+        (f"query,positive\na.jpg,{'a' * 300}.png\n", FileNotFoundError, "names 'aaa.* no such file"),
         ("query,positive\na.jpg,../pairs.csv\n", ValueError, "'../pairs.csv', which is not in the folder; give paths"),
         ("query,positive\ntrip/../a.jpg,b.png\n", ValueError, "'trip/../a.jpg', which is not in the folder"),
         ("query,positive\n/etc/passwd,b.png\n", ValueError, "'/etc/passwd', which is not in the folder"),
@@ -392,9 +471,7 @@ def test_same_class_of_digits():
         assert relevance.positives[i] == [place for place, label in enumerate(train) if label == test[i]]
 
 
-def test_same_class_without_training_images(monkeypatch):
-    warnings = []
-    monkeypatch.setattr(retrieval_module.logger, "warning", warnings.append)
+def test_same_class_without_training_images(warnings):
     assert same_class_task(labeled([0, 0], [1, 0, 1])).relevance["all"].positives == [[], [0, 1], []]
     assert len(warnings) == 1 and "1 classes of the test split have no training images (1)" in warnings[0]
     with pytest.raises(ValueError, match="No class of the test split of 'pets' has training images"):
