@@ -229,7 +229,8 @@ def draw(
     sources: dict[str, Any],
 ) -> str:
     """The best and the worst queries, and what was found for them; what the picture shows."""
-    setup = "medium" if "medium" in scores else next(iter(scores))
+    counted = [setup for setup, of in scores.items() if not of.average_precision.isnan().all()]
+    setup = "medium" if "medium" in counted else counted[0]
     average, relevance = scores[setup].average_precision, task.relevance[setup]
     order = average.argsort(descending=True, stable=True)
     order = order[~average[order].isnan()]

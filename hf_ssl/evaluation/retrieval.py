@@ -137,13 +137,16 @@ def mean_scores(scores: Mapping[str, QueryScores]) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: in percent, `mAP_easy`, `mP@1_easy`, `mP@5_easy`, `mP@10_easy`, and so on for each setup; of a
-        single one called `all`, `mAP`, `mP@1`, and so on.
+        single one called `all`, `mAP`, `mP@1`, and so on. A setup in which no query has an image to find is left out.
 
     Raises:
-        `ValueError`: there is a setup in which no query has an image to find.
+        `ValueError`: no query has an image to find in any setup.
     """
     means: dict[str, float] = {}
-    for setup, of_queries in scores.items():
+    counted = {setup: of for setup, of in scores.items() if not of.average_precision.isnan().all()}
+    if not counted:
+        raise ValueError("No query has an image to find: there is nothing to measure.")
+    for setup, of_queries in counted.items():
         ending = "" if setup == "all" else f"_{setup}"
         values = means_of_queries(of_queries.average_precision, of_queries.precision, K)
         means |= {f"{name}{ending}": value for name, value in values.items()}
