@@ -66,12 +66,8 @@ def image_size(image: Mapping[str, Any], row: int | None = None) -> tuple[int, i
         [`ImageError`]: If the image is missing, has a damaged header or an unknown format, or is larger than
             `MAX_PIXELS`.
     """
-    try:
-        with _open(image) as opened:
-            width, height = opened.size
-            return (width, height) if _orientation(opened) in (5, 6, 7, 8) else (height, width)
-    except Exception as error:
-        raise ImageError(f"Cannot read {image_name(image, row)}: {_reason(error)}. {REMEDY}") from error
+    (width, height), orientation = _header(image, row)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def exif_orientation(image: Mapping[str, Any], row: int | None = None) -> int:
@@ -91,9 +87,14 @@ def exif_orientation(image: Mapping[str, Any], row: int | None = None) -> int:
         [`ImageError`]: If the image is missing, has a damaged header or an unknown format, or is larger than
             `MAX_PIXELS`.
     """
+    return _header(image, row)[1]
+
+
+def _header(image: Mapping[str, Any], row: int | None) -> tuple[tuple[int, int], int]:
+    """Width and height as stored, and the EXIF orientation."""
     try:
         with _open(image) as opened:
-            return _orientation(opened)
+            return opened.size, _orientation(opened)
     except Exception as error:
         raise ImageError(f"Cannot read {image_name(image, row)}: {_reason(error)}. {REMEDY}") from error
 

@@ -149,8 +149,8 @@ def attention_masks(attention: Tensor, mass: float = 0.6) -> Tensor:
     it.
 
     Args:
-        attention (`torch.Tensor` of shape `(..., rows, columns)`): Attention to patches; each map is looked at by
-        itself.
+        attention (`torch.Tensor` of shape `(..., rows, columns)`):
+            Attention to patches; each map is looked at by itself.
         mass (`float`, *optional*, defaults to 0.6): The share, in (0, 1].
 
     Returns:

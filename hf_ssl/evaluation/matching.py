@@ -202,8 +202,8 @@ def match_images(
     tokens.
 
     Args:
-        encoder ([`LoadedEncoder`]): Any encoder that makes a grid of tokens, with a processor that [`image_patches`]
-        knows.
+        encoder ([`LoadedEncoder`]):
+            Any encoder that makes a grid of tokens, with a processor that [`image_patches`] knows.
         first (`PIL.Image.Image` or `torch.Tensor` of shape `(3, height, width)`, uint8): An image of any size.
         second (`PIL.Image.Image` or `torch.Tensor` of shape `(3, height, width)`, uint8): Another, of any size.
         ratio (`float`, *optional*): Lowe's ratio test, see [`mutual_nearest_patches`].
