@@ -199,14 +199,14 @@ def test_skipped_step_leaves_the_center(tmp_path):
         assert states[-1].isfinite().all()
 
 
-def test_torch_compile(tmp_path, monkeypatch):
+# torch's own patch: after pytest's `monkeypatch` the settings would be gone, for all tests that follow
+@torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True)
+def test_torch_compile(tmp_path):
     """The losses are the same, and other crops and micro-batches do not make it compile again and again."""
     settings = {"max_steps": 6, "gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
     plain = make_trainer(tmp_path / "plain", make_pw_self(), **settings)
     plain.train()
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 3)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", **settings}
     trainer = make_trainer(tmp_path / "compiled", make_pw_self(), **compiled)
     trainer.train()
