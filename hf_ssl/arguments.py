@@ -25,6 +25,7 @@ from .backbones import (
 from .data import ImageData, PhotoSource, TensorSource, load_image_data, make_source
 from .models.auto import METHODS, Method, get_method, model_arguments
 from .models.base import SSLConfig
+from .pretrained import pretrained_config, pretrained_values
 from .training_args import SSLTrainingArguments
 
 
@@ -58,6 +59,14 @@ class PretrainArguments(DataArguments):
         default=None,
         metadata={"help": "Name of a recipe or path of a yaml file; unset, the dataset's own recipe, else 'default'."},
     )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on from the whole model in pretraining/ of this folder or Hub id (student, teacher, heads): its "
+            "encoder, options and views count more than a recipe's, and flags win; unset, from random weights."
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of --model on the Hub."})
     backbone: str = field(
         default="vit-tiny",
         metadata={
@@ -136,7 +145,7 @@ def build_config(args: PretrainArguments, model_args: Any, data: ImageData) -> S
             f"The task 'classification' needs labels, and --dataset {args.dataset} has none: give it some (subfolders are "
             "classes), or leave the task out (--mode upstream)."
         )
-    backbone_config = build_backbone_config(args, method)
+    backbone_config = backbone_of_model(args, method) if args.model else build_backbone_config(args, method)
     labels: dict[str, Any] = {"num_labels": data.num_classes} if data.num_classes else {}
     return method.config_class(backbone_config=backbone_config, **vars(model_args), **labels)
 
@@ -178,6 +187,37 @@ def build_backbone_config(args: PretrainArguments, method: Method) -> PreTrained
     if name in T2T_SIZES:
         return t2t_vit_config(name, args.image_size)
     return convnet_config(name, args.image_size)
+
+
+def backbone_of_model(args: PretrainArguments, method: Method) -> PreTrainedConfig:
+    """
+    The configuration of the encoder that `--model` brings, with the dropout of the command line.
+
+    Args:
+        args ([`PretrainArguments`]): Names the model.
+        method ([`~hf_ssl.models.Method`]): The method.
+
+    Returns:
+        `PreTrainedConfig`.
+
+    Raises:
+        `ValueError`: there is no such model, or flags ask for another encoder.
+    """
+    assert args.model is not None
+    encoder: Any = pretrained_config(args.model, args.revision, method).backbone_config
+    sizes = {"image_size": encoder.image_size, "patch_size": getattr(encoder, "patch_size", args.patch_size)}
+    for name, value in {"backbone": args.model, **sizes}.items():
+        if getattr(args, name) != value:
+            raise ValueError(
+                f"--{name} {getattr(args, name)}: --model {args.model} brings its own encoder; leave it out."
+            )
+    if encoder.model_type == "vit":
+        encoder.hidden_dropout_prob, encoder.attention_probs_dropout_prob = args.dropout, args.attention_dropout
+    elif args.dropout or args.attention_dropout:
+        raise ValueError(
+            f"The encoder of --model {args.model} has no dropout: leave --dropout and --attention_dropout out."
+        )
+    return encoder  # type: ignore[no-any-return]
 
 
 def build_inputs(
@@ -249,12 +289,12 @@ def parse_with_recipe(
     script_arguments: Any, recipes: Path, argv: Sequence[str] | None = None
 ) -> tuple[Any, SSLTrainingArguments, Any, Any]:
     """
-    Parse the command line of a training script. What a method's mode sets counts least, then comes the recipe, and
-    flags win.
+    Parse the command line of a training script. What a method's mode sets counts least, then comes the recipe, then what
+    `--model` brings, and flags win.
 
     Args:
         script_arguments (`type`):
-            The script's dataclass; it has the fields `method`, `mode`, `recipe` and `dataset`.
+            The script's dataclass, a [`PretrainArguments`].
         recipes (`Path`):
             The folder of the recipes.
         argv (`Sequence[str]`, *optional*):
@@ -273,6 +313,12 @@ def parse_with_recipe(
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
     mode_values, recipe = (flat_values(method.views_config_class, v) for v in (_mode_values(method, mode), recipe))
     values = {**mode_values, **recipe, "mode": mode}
+    if first.model is not None:
+        if first.mode is not None:
+            raise ValueError(f"--mode {first.mode}: --model {first.model} brings what it learns; leave --mode out.")
+        config = pretrained_config(first.model, first.revision, method)
+        of_model = pretrained_values(first.model, first.revision, config)
+        values |= {**flat_values(method.views_config_class, of_model), "backbone": first.model}
     return parse_over(values, script_arguments, method.config_class, method.views_config_class, first.method, argv)
 
 

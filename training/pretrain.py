@@ -35,6 +35,7 @@ from hf_ssl.hub import evaluation_processor, export_run, write_results, write_ru
 from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
 from hf_ssl.models import SSLConfig, get_method
+from hf_ssl.pretrained import load_pretrained
 from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 from hf_ssl.views import save_views
@@ -292,7 +293,7 @@ def main() -> None:
     check_selection(args, training_args, config, validation, data)
     require_matplotlib()
     set_seed(training_args.seed)
-    model = method.model_class(config)
+    model = load_pretrained(args.model, args.revision, config, method) if args.model else method.model_class(config)
     resume = resume_point(training_args)
     training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
     measure = monitor if validation is None else lambda trained: monitor(trained) | validation(trained)

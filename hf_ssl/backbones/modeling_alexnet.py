@@ -1,11 +1,16 @@
 """AlexNet with batch normalization, for images of 32 pixels and of 227.
 
 This file stands alone, so that it can lie beside the weights: `AutoModel.from_pretrained(folder, trust_remote_code=True)`
-needs nothing but transformers.
+needs nothing but transformers 5.
 """
 
 import math
 from typing import Any, Literal
+
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5", "The code of this model is written for it: pip install --upgrade transformers")
 
 import torch
 from huggingface_hub.dataclasses import strict

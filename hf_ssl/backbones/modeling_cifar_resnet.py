@@ -1,10 +1,15 @@
 """ResNet for small images: the first convolution has 3x3 pixels and stride 1, and no pooling follows it.
 
 This file stands alone, so that it can lie beside the weights: `AutoModel.from_pretrained(folder, trust_remote_code=True)`
-needs nothing but transformers. Every other layer, and every name of a weight, is that of `transformers.ResNetModel`.
+needs nothing but transformers 5. Every other layer, and every name of a weight, is that of `transformers.ResNetModel`.
 """
 
 import math
+
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5", "The code of this model is written for it: pip install --upgrade transformers")
 
 import torch
 from torch import nn

@@ -1,11 +1,16 @@
 """T2T-ViT: a vision transformer whose tokens are gathered from overlapping windows in three steps.
 
 This file stands alone, so that it can lie beside the weights: `AutoModel.from_pretrained(folder, trust_remote_code=True)`
-needs nothing but transformers.
+needs nothing but transformers 5.
 """
 
 import math
 from typing import Any, Literal
+
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5", "The code of this model is written for it: pip install --upgrade transformers")
 
 import torch
 import torch.nn.functional as F
@@ -269,7 +274,7 @@ class T2TViTEmbeddings(nn.Module):
         tokens = self.token_attention1(gather_windows(pixel_values, *WINDOWS[0]))
         tokens = self.token_attention2(gather_windows(tokens_to_image(tokens), *WINDOWS[1]))
         tokens = self.projection(gather_windows(tokens_to_image(tokens), *WINDOWS[2]))
-        tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         return tokens + self.position_embeddings.to(tokens.dtype)
 
 

@@ -9,7 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import BaseImageProcessor, PreTrainedModel, TimmWrapperPreTrainedModel, ViTImageProcessor
+from transformers import (
+    BaseImageProcessor,
+    BitImageProcessor,
+    PreTrainedModel,
+    TimmWrapperPreTrainedModel,
+    ViTImageProcessor,
+)
 from transformers.image_utils import PILImageResampling
 
 from ..models import SSLPreTrainedModel
@@ -26,9 +32,9 @@ def evaluation_processor(
     std: list[float],
     crop_ratio: float | None = None,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-) -> ViTImageProcessor:
+) -> ViTImageProcessor | BitImageProcessor:
     """
-    The evaluation transform as an image processor of stock transformers.
+    The evaluation transform as an image processor of stock transformers, 4 or 5.
 
     Args:
         image_size (`int`):
@@ -45,7 +51,8 @@ def evaluation_processor(
             `"bilinear"` or `"bicubic"`.
 
     Returns:
-        `transformers.ViTImageProcessor`.
+        `transformers.ViTImageProcessor`; with a crop, `transformers.BitImageProcessor`: in transformers 4 the former
+        resizes to squares only.
 
     Raises:
         `ValueError`: the ratio is not in (0, 1].
@@ -55,16 +62,16 @@ def evaluation_processor(
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1].")
     square = {"height": image_size, "width": image_size}
-    crops = crop_ratio < 1
-    return ViTImageProcessor(
-        do_convert_rgb=True,
-        size={"shortest_edge": int(image_size / crop_ratio + 1e-6)} if crops else square,
-        do_center_crop=crops,
-        crop_size=square if crops else None,
-        resample=getattr(PILImageResampling, interpolation.upper()),
-        image_mean=list(mean),
-        image_std=list(std),
-    )
+    shared: dict[str, Any] = {
+        "do_convert_rgb": True,
+        "resample": getattr(PILImageResampling, interpolation.upper()),
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+    if crop_ratio == 1:
+        return ViTImageProcessor(size=square, do_center_crop=False, **shared)
+    shorter_side = {"shortest_edge": int(image_size / crop_ratio + 1e-6)}
+    return BitImageProcessor(size=shorter_side, crop_size=square, **shared)
 
 
 def timm_transform(processor: Any) -> dict[str, Any]:
@@ -72,7 +79,7 @@ def timm_transform(processor: Any) -> dict[str, Any]:
     An evaluation transform in timm's words, for those who load the encoder with timm.
 
     Args:
-        processor (`transformers.ViTImageProcessor`): Made by [`evaluation_processor`].
+        processor (`BaseImageProcessor`): Made by [`evaluation_processor`].
 
     Returns:
         `dict[str, Any]`: a `pretrained_cfg`.
