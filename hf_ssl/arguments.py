@@ -309,13 +309,13 @@ def parse_with_recipe(
         argv, return_remaining_strings=True
     )[:1]
     method = get_method(first.method)
+    if first.model is not None and first.mode is not None:
+        raise ValueError(f"--mode {first.mode}: --model {first.model} brings what it learns; leave --mode out.")
     recipe = read_recipe(recipes, first.method, first.recipe, first.dataset)
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
     mode_values, recipe = (flat_values(method.views_config_class, v) for v in (_mode_values(method, mode), recipe))
     values = {**mode_values, **recipe, "mode": mode}
     if first.model is not None:
-        if first.mode is not None:
-            raise ValueError(f"--mode {first.mode}: --model {first.model} brings what it learns; leave --mode out.")
         config = pretrained_config(first.model, first.revision, method)
         of_model = pretrained_values(first.model, first.revision, config)
         values |= {**flat_values(method.views_config_class, of_model), "backbone": first.model}
