@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test style format bench clean
+.PHONY: quickstart test test-all style format bench clean
 
 quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -13,6 +13,10 @@ quickstart: $(STAMP)
 # Files in their order: sorted by the number of tests, those with few long ones would be left for one process at the end.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# With the exhaustive tests of faults, and every method where one stands for all.
+test-all: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or not slow"
 
 style: $(STAMP)
 	$(BIN)/ruff check .

@@ -96,6 +96,7 @@ def kill_process(process: subprocess.Popen[str], running: list[psutil.Process]) 
     process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "faults"), [(one, [stop_launcher]), (two, [stop_launcher, kill_process])])
 def test_stopped_and_killed(tmp_path, command, faults):
     """A run that is stopped, resumed, killed and resumed ends as one that nothing happens to."""

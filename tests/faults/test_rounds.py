@@ -14,6 +14,7 @@ from hf_ssl.models.isl import rounds_isl
 from hf_ssl.models.isl.neighbors import NeighborSets
 from hf_ssl.models.isl.proxy_training import ProxyTraining
 
+from ..marks import slow
 from ..processes import run_ranks, start_ranks
 from .runs import kill, run, start, step_begin, terminate
 
@@ -111,14 +112,14 @@ def test_rounds_are_worth_testing(whole):
     assert rates[0] == 0.03 and len(set(rates)) > 1, "the accuracy stalls at least once, and the learning rate follows"
 
 
-@pytest.mark.parametrize("place", [*PLACES, writing_stage, step_begin])
+@pytest.mark.parametrize("place", [writing_stage, *map(slow, [*PLACES, step_begin])])
 def test_kill(tmp_path, whole, place):
     with pytest.raises(ChildProcessError, match="exit code -9"):
         start(str(tmp_path), "isl", False, place, kill).result()
     assert start(str(tmp_path), "isl", True).result() == whole("isl")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [first_mining, *(slow(at) for at in PLACES if at is not first_mining)])
 def test_stop_signals(tmp_path, whole, place):
     """Stopped after the batch, not after the stage."""
     with pytest.raises(ChildProcessError, match=r"Stopped by SIGTERM after step 1\d.*resume_from_checkpoint true"):
@@ -126,6 +127,7 @@ def test_stop_signals(tmp_path, whole, place):
     assert start(str(tmp_path), "isl", True).result() == whole("isl")
 
 
+@pytest.mark.slow
 def test_kill_between_the_last_saves(tmp_path):
     """The last round's neighbors are mined all the same."""
     changes = {"save_steps": 1}
@@ -136,6 +138,7 @@ def test_kill_between_the_last_saves(tmp_path):
     assert start(str(tmp_path / "cut"), "isl", True, **changes).result() == expected
 
 
+@pytest.mark.slow
 def test_kill_where_only_the_best_is_saved(tmp_path):
     """Each stage leaves something to begin at, best or not."""
     changes = {"save_strategy": "best"}
@@ -154,6 +157,7 @@ def test_stopped_without_checkpoints(tmp_path, whole):
     assert start(str(tmp_path / "cut"), "isl", True, save_strategy="no").result() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
 def test_damaged_stage(tmp_path, whole, damage):
     """The stage begins anew, from the checkpoint, and comes to the same."""
@@ -181,6 +185,7 @@ def whole_of_two(tmp_path_factory):
     return run_ranks(run_rank, 2, str(tmp_path_factory.mktemp("two")), False, None, None, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [second_gan_epoch, first_mining])
 def test_one_of_two_is_stopped(tmp_path, whole_of_two, place):
     """Both stop after the same batch."""
@@ -190,6 +195,7 @@ def test_one_of_two_is_stopped(tmp_path, whole_of_two, place):
     assert run_ranks(run_rank, 2, str(tmp_path), True, None, None, ()) == whole_of_two
 
 
+@pytest.mark.slow
 def test_one_of_two_is_killed(tmp_path, whole_of_two):
     for number, rank in enumerate(start_ranks(run_rank, 2, str(tmp_path), False, second_gan_epoch, kill, (1,))):
         with pytest.raises(ChildProcessError):

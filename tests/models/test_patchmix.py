@@ -189,6 +189,7 @@ class TestPatchMix(PatchMixTester):
 
 class TestPatchMixWithoutTeacher(PatchMixTester):
     overrides = {"use_teacher": False, "num_local_views": 2, "group_size": 3, "mix_smoothing": 0.2}
+    test_export_without_the_library = None  # the same encoder
 
     def test_there_is_no_teacher(self, model):
         assert model.schedules(10, 5) == {}
@@ -201,6 +202,7 @@ class TestPatchMixOfLargeViews(PatchMixTester):
     """Other depths of the heads, four images in a group with left-over patches are in the tests of the views."""
 
     overrides = {"num_local_views": 0, "num_projector_layers": 1, "num_predictor_layers": 3}
+    test_export_without_the_library = None  # the same encoder
 
 
 def make_batch(config, batch_size=NUM_IMAGES, seed=0):

@@ -272,6 +272,7 @@ def test_from_scratch(from_scratch):
     assert [entry["step"] for entry in history_of(from_scratch) if "eval_finetune_top1" in entry] == [2, 4]
 
 
+@pytest.mark.slow
 def test_it_learns(upstream, tmp_path, monkeypatch):
     flags = [
         "--per_device_train_batch_size",

@@ -166,6 +166,7 @@ def test_best_generator_is_restored(tmp_path, monkeypatch):
             assert not tensor.requires_grad and getattr(model.generator, name.partition(".")[0]).weight.grad is None
 
 
+@pytest.mark.slow
 def test_torch_compile(tmp_path):
     """Compiled graphs do not keep the bank, which changes in each step."""
     settings = {"max_steps": 14, "optim": "sgd", "learning_rate": 0.03}

@@ -182,6 +182,7 @@ def test_numbers_are_those_of_the_cached_features(probed, functions, upstream, c
     assert results["linear_top1_last"] == pytest.approx(measured[-1, last, 0].item(), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_it_learns(cache, tmp_path):
     """As much as scikit-learn's classifier of the same features, within a few points."""
     torch.manual_seed(0)

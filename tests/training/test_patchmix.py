@@ -12,12 +12,13 @@ from hf_ssl import PatchMixForPreTraining
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.models.patchmix.views_patchmix import mixing_targets
 
+from ..marks import slow
 from ..models.test_patchmix import make_batch, perturb, separate_passes, step_inputs
 from ..processes import run_ranks
 from .common import make_patchmix, make_trainer, outcome
 
 
-@pytest.mark.parametrize("overrides", [{}, {"use_teacher": False}], ids=["teacher", "no teacher"])
+@pytest.mark.parametrize("overrides", [{}, slow({"use_teacher": False})], ids=["teacher", "no teacher"])
 def test_resume_in_the_middle_of_an_epoch(tmp_path, overrides):
     """Step 8 lies in epoch 1; two micro-batches a step, small views, stochastic depth, bfloat16: the same bits."""
     settings = {"max_steps": 11, "logging_steps": 3, "bf16": True, "gradient_accumulation_steps": 2}

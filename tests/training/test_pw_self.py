@@ -20,6 +20,7 @@ from hf_ssl.models import Step
 from hf_ssl.models.pw_self import PWSelfViews, PWSelfViewsConfig
 from hf_ssl.views import Draws, View
 
+from ..marks import slow
 from ..models.test_pw_self import dense_loss, make_batch
 from ..processes import run_ranks
 from .common import IMAGES, losses, make_pw_self, make_trainer, outcome
@@ -199,6 +200,7 @@ def test_skipped_step_leaves_the_center(tmp_path):
         assert states[-1].isfinite().all()
 
 
+@pytest.mark.slow
 # torch's own patch: after pytest's `monkeypatch` the settings would be gone, for all tests that follow
 @torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True)
 def test_torch_compile(tmp_path):
@@ -291,8 +293,8 @@ def test_photos(tmp_path, geometry):
     ("overrides", "bf16"),
     [
         ({}, True),
-        ({"geometry": "sample", "norm_last_layer": False, "class_loss_weight": 0.5}, True),
-        ({"num_local_views": 0, "drop_path_rate": 0.0, "frozen_last_layer_epochs": 2}, False),
+        slow({"geometry": "sample", "norm_last_layer": False, "class_loss_weight": 0.5}, True),
+        slow({"num_local_views": 0, "drop_path_rate": 0.0, "frozen_last_layer_epochs": 2}, False),
     ],
 )
 def test_resume_in_the_middle_of_an_epoch(tmp_path, overrides, bf16):

@@ -10,6 +10,7 @@ from hf_ssl.data import TensorSource
 from hf_ssl.evaluation import KNNMonitor
 from hf_ssl.hub import evaluation_processor
 
+from ..marks import slow
 from ..processes import run_ranks
 from .common import (
     IMAGES,
@@ -85,7 +86,9 @@ def assert_equal_runs(first: dict[str, Any], second: dict[str, Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["relvit", "swin", "t2t", "timm", "contrastive", "patchmix", "aps", "pw_self", "isl"])
+@pytest.mark.parametrize(
+    "kind", ["relvit", "patchmix", "isl", *map(slow, ["swin", "t2t", "timm", "contrastive", "aps", "pw_self"])]
+)
 def test_two_processes_equal_one(tmp_path, kind):
     """Stochastic depth is drawn for each image, batch statistics and negatives come from all processes."""
     one = train(str(tmp_path / "one"), kind, per_device_train_batch_size=8)
