@@ -1,36 +1,50 @@
-"""Turn an official checkpoint of a method's authors into a folder that stock transformers loads.
+"""Turn an official checkpoint of a method's authors into a folder that transformers loads.
 
-python training/convert.py --method relvit --checkpoint best.ckpt --output_dir relvit-vit-small --verify
+python training/convert.py --checkpoint best.ckpt --output_dir relvit-vit-small --verify
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoModelForImageClassification, HfArgumentParser
 
-from hf_ssl.hub import evaluation_processor, export_run, write_conversion_card
-from hf_ssl.models import METHODS, Method, SSLPreTrainedModel, get_method
-from hf_ssl.models.conversion import reference_tokens
+from hf_ssl.hub import (
+    evaluation_processor,
+    export_run,
+    find_checkpoint,
+    is_classifier,
+    save_published,
+    whole_folder,
+    write_conversion_card,
+)
+from hf_ssl.models import METHODS, Method, SSLPreTrainedModel, get_method, recognize_checkpoint
 
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
 TOLERANCE = 1e-5
-REFERENCES = {"swin": "timm", "t2t_vit": "timm's layers", "alexnet_bn": "plain torch layers"}
 
 
 @dataclass
 class ConvertArguments:
     """What to convert, and where to."""
 
-    checkpoint: str = field(metadata={"help": "The authors' file. It is read without running any code in it."})
-    output_dir: str = field(metadata={"help": "Folder of the converted model."})
-    method: str = field(default="relvit", metadata={"help": f"The method: {', '.join(METHODS)}."})
+    checkpoint: str = field(
+        metadata={
+            "help": "The authors' file, or one of the Hub: org/name/path/in/it, org/name@revision/path/in/it. It is read "
+            "without running any code in it."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of the converted model: a new one, or an earlier conversion."})
+    method: str | None = field(
+        default=None,
+        metadata={"help": f"The method: {', '.join(METHODS)}. Unset, it is recognized by the names in the file."},
+    )
     num_attention_heads: int | None = field(
         default=None, metadata={"help": "Heads of the attention, where the checkpoint's sizes do not tell them."}
     )
@@ -57,59 +71,27 @@ class ConvertArguments:
     verify: bool = field(
         default=False,
         metadata={
-            "help": "Compute tokens (of a classifier, logits; of encoders that are no ViT, features) with the result, and "
-            "with the file's own tensors in timm or torchvision; stop if they differ."
+            "help": "Compute tokens (of a classifier, logits; of a ConvNet, pooled features) with the result, and with the "
+            "file's own tensors in another implementation: timm's, torchvision's, or plain torch. Stop if they differ."
         },
     )
 
 
-@torch.no_grad()
-def verify(folder: str, official: dict[str, Tensor], layer_norm_eps: float) -> float:
-    """
-    Compute tokens twice: with the folder that was written, by stock transformers; and with the tensors of the authors' file,
-    by timm. Of a classifier, logits.
-
-    Args:
-        folder (`str`): The folder.
-        official (`dict[str, torch.Tensor]`): The encoder's tensors in the file, under the names of timm's ViT, and those of
-            a classifier (`head.weight`, `head.bias`), if it is one.
-        layer_norm_eps (`float`): Epsilon of the LayerNorms.
-
-    Returns:
-        `float`: the largest difference, over the largest value.
-    """
-    head = {name: official.pop(f"head.{name}") for name in ("weight", "bias") if f"head.{name}" in official}
-    model = (AutoModelForImageClassification if head else AutoModel).from_pretrained(folder)
-    size, heads = model.config.image_size, model.config.num_attention_heads
-    pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected, output = reference_tokens(official, heads, layer_norm_eps, pixel_values), model(pixel_values)
-    actual = output.logits if head else output.last_hidden_state
-    expected = F.linear(expected[:, 0], **head) if head else expected
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
-@torch.no_grad()
-def verify_features(folder: str, method: Method, checkpoint: str, num_attention_heads: int | None) -> float:
-    """
-    Compute pooled features twice: with the folder that was written, by `AutoModel`; and with the tensors of the authors'
-    file, in an independent implementation.
-
-    Args:
-        folder (`str`): The folder.
-        method ([`~hf_ssl.models.Method`]): The method.
-        checkpoint (`str`): The authors' file.
-        num_attention_heads (`int`, *optional*): Heads of the attention, where the checkpoint's sizes do not tell them.
-
-    Returns:
-        `float`: the largest difference, over the largest value.
-    """
-    assert method.reference_features is not None
-    model = AutoModel.from_pretrained(folder)
-    size = model.config.image_size
-    pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected = method.reference_features(checkpoint, pixel_values, num_attention_heads)
-    actual = model(pixel_values).pooler_output.flatten(1)
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
+def choose_method(name: str | None, path: Path) -> Method:
+    """The method of this name, or the one that the file is recognized to be of; they must not contradict each other."""
+    given = None if name is None else get_method(name)
+    recognized = recognize_checkpoint(path)
+    if given is None and len(recognized) != 1:
+        raise ValueError(
+            f"{path} is not recognized as the checkpoint of a method: say which authors it is of, --method "
+            f"{'|'.join(recognized or METHODS)}."
+        )
+    if given is not None and recognized and name not in recognized:
+        raise ValueError(
+            f"{path} is a checkpoint of {get_method(recognized[0]).title}, and not of {given.title}: --method "
+            f"{recognized[0]}."
+        )
+    return given or get_method(recognized[0])
 
 
 def make_processor(args: ConvertArguments, method: Method, model: Any) -> Any:
@@ -126,37 +108,74 @@ def make_processor(args: ConvertArguments, method: Method, model: Any) -> Any:
     )
 
 
+@torch.no_grad()
+def verify(folder: Path, is_classifier: bool, reference: Callable[[Tensor], Tensor]) -> float:
+    """
+    Compute something of random pixels twice: with the folder that was written, by the Auto classes of transformers; and with
+    the tensors of the authors' file, in another implementation.
+
+    Args:
+        folder (`Path`): The folder.
+        is_classifier (`bool`): Whether it holds a classifier.
+        reference (`Callable`): Images to logits, if it does, else to tokens or pooled features.
+
+    Returns:
+        `float`: the largest difference, over the largest value.
+    """
+    model: Any = (AutoModelForImageClassification if is_classifier else AutoModel).from_pretrained(folder)
+    size = model.config.image_size
+    pixel_values = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    output, expected = model(pixel_values), reference(pixel_values)
+    if is_classifier:
+        actual = output.logits
+    else:
+        actual = output.last_hidden_state if expected.ndim == 3 else output.pooler_output.flatten(1)
+    assert actual.shape == expected.shape
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def convert(args: ConvertArguments) -> None:
+    """Write the folder, or nothing."""
+    which = None if args.encoder == "auto" else args.encoder
+    with whole_folder(args.output_dir) as folder:
+        checkpoint = find_checkpoint(args.checkpoint)
+        method = choose_method(args.method, checkpoint.path)
+        model = method.convert(checkpoint.path, args.num_attention_heads)
+        processor = make_processor(args, method, model)
+        if isinstance(model, SSLPreTrainedModel):
+            export_run(model, processor, folder, which)
+            content = "the encoder and, in pretraining/, the whole model"
+        elif which is not None:
+            raise ValueError(f"{args.checkpoint} holds one encoder: leave --encoder {which} out.")
+        else:
+            save_published(model, processor, folder)
+            content = (
+                "the classifier" if is_classifier(model) else "the encoder; the file holds no heads of a pretraining"
+            )
+        print(f"{checkpoint.name} was read as a file of {method.title}; every tensor was carried over.")
+        error = None
+        if args.verify:
+            config = getattr(model.config, "backbone_config", model.config)
+            reference = partial(method.reference, checkpoint.path, config=config, which=which)
+            error = verify(folder, is_classifier(model), reference)
+            print(
+                f"What the result and what the file's own tensors compute differ by {error:.1e} of the largest value."
+            )
+            if not error < TOLERANCE:
+                raise ValueError(
+                    f"That is more than {TOLERANCE:.0e}: the conversion is wrong, or the file is not what it seems."
+                )
+        card = write_conversion_card(folder, method, model, checkpoint, which, error)
+    print(f"{args.output_dir} holds {content}.")
+    print(f"{args.output_dir}/README.md is the model card. License of the weights: {card.data.license}.")
+
+
 def main() -> None:
     (args,) = HfArgumentParser(ConvertArguments).parse_args_into_dataclasses()
-    method, which = get_method(args.method), None if args.encoder == "auto" else args.encoder
-    model = method.convert(args.checkpoint, args.num_attention_heads)
-    processor = make_processor(args, method, model)
-    if isinstance(model, SSLPreTrainedModel):
-        export_run(model, processor, args.output_dir, which)
-        content, compared = "the encoder and, in pretraining/, the whole model", "Tokens"
-    else:
-        if which is not None:
-            sys.exit(f"{args.checkpoint} is a classifier, which has one encoder: leave --encoder {which} out.")
-        model.save_pretrained(args.output_dir)
-        processor.save_pretrained(args.output_dir)
-        content, compared = "the classifier", "Logits"
-    print(f"{args.output_dir} holds {content}; every tensor was carried over.")
-    error = None
-    if args.verify:
-        reference, encoder = "timm", getattr(model.config, "backbone_config", model.config)
-        if encoder.model_type == "vit" and method.official_encoder is not None:
-            error = verify(args.output_dir, method.official_encoder(args.checkpoint, which), encoder.layer_norm_eps)
-        else:
-            error = verify_features(args.output_dir, method, args.checkpoint, args.num_attention_heads)
-            compared, reference = "Features", REFERENCES.get(encoder.model_type, "torchvision")
-        print(
-            f"{compared} of transformers from {args.output_dir} and of {reference} from the file differ by {error:.1e} of "
-            "the largest."
-        )
-        if not error < TOLERANCE:
-            sys.exit(f"That is more than {TOLERANCE:.0e}: the conversion is wrong, or the file is not what it seems.")
-    card = write_conversion_card(args.output_dir, method, model, args.checkpoint, which, error)
-    print(f"{args.output_dir}/README.md is the model card. License of the weights: {card.data.license}.")
+    try:
+        convert(args)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

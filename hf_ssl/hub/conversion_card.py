@@ -1,14 +1,15 @@
-"""The model card of an encoder that was converted from a file of the method's authors."""
+"""The model card of a model that was converted from a file of the method's authors."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from ..backbones import describe_encoder
 from ..models import Method, SSLPreTrainedModel
+from .checkpoint_file import CheckpointFile
 from .model_card import ModelCardInfo, method_info, needs_remote_code, render_card
 
 
@@ -23,18 +24,26 @@ _UNTOLD = {
     **dict.fromkeys(("vit", "t2t_vit"), "the number of attention heads, the epsilon of the LayerNorms, "),
     "swin": "the epsilon of the LayerNorms, ",
 }
+# What computes the same from a file's own tensors, by the type of the encoder: its tokens, or pooled features.
+_TOKENS_OF = {"vit": "timm", "swin": "timm", "t2t_vit": "timm's layers"}
+_FEATURES_OF = {"resnet": "torchvision", "cifar_resnet": "torchvision", "alexnet_bn": "plain torch layers"}
 
 _PUBLISHED = {
     "teacher": "the teacher, a moving average of the student",
     "student": "the student, which was trained by gradient, and not its moving average, the teacher",
 }
 
+_ORIGIN = (
+    "It was converted from a file that holds an encoder alone, without the heads of a pretraining. Who trained it, and how, "
+    "is not recorded there."
+)
+
 
 def write_conversion_card(
     output_dir: str | Path,
     method: Method,
     model: PreTrainedModel,
-    checkpoint: str | Path,
+    checkpoint: CheckpointFile,
     which: Literal["student", "teacher"] | None = None,
     error: float | None = None,
 ) -> ModelCard:
@@ -47,41 +56,66 @@ def write_conversion_card(
             The folder; its name becomes the title.
         method ([`~hf_ssl.models.Method`]):
             The method.
-        model ([`~hf_ssl.models.SSLPreTrainedModel`] or `transformers.ViTForImageClassification`):
-            The converted model.
-        checkpoint (`str` or `Path`):
-            The authors' file. Only its name is told.
+        model ([`~hf_ssl.models.SSLPreTrainedModel`] or `transformers.PreTrainedModel`):
+            The converted model; or classifier, or encoder, if the file holds nothing else.
+        checkpoint ([`CheckpointFile`]):
+            The authors' file. Only its name is told, and where it lies on the Hub.
         which (`str`, *optional*):
             The encoder that was published, as for [`export_run`].
         error (`float`, *optional*):
-            How far tokens (of a classifier, logits) of the result and of the file's own tensors differ, over the largest
-            value, if that was measured.
+            How far what the result computes and what the file's own tensors compute differ, over the largest value, if that
+            was measured.
 
     Returns:
         `huggingface_hub.ModelCard`: the card that was written.
     """
     output_dir = Path(output_dir)
-    is_classifier = not isinstance(model, SSLPreTrainedModel)
-    config: Any = method.config_class(backbone_config=model.config) if is_classifier else model.config
+    is_pretraining = isinstance(model, SSLPreTrainedModel)
+    config: Any = model.config if is_pretraining else method.config_class(backbone_config=model.config)
+    about = method_info(method, config)
+    if not is_pretraining and not is_classifier(model):  # of whoever has trained it
+        about = {
+            "pooling": "pooled" if config.backbone_config.model_type == "swin" else "class_token",
+            "origin": _ORIGIN,
+        }
     info = ModelCardInfo(
         model_name=output_dir.resolve().name,
-        **method_info(method, config),
+        **about,
         backbone=describe_encoder(config.backbone_config),
         trust_remote_code=needs_remote_code(config.backbone_config),
-        num_classes=model.config.num_labels if is_classifier else None,
-        converted_from=Path(checkpoint).name,
-        conversion_notes=_notes(model, which, error),
+        num_classes=model.config.num_labels if is_classifier(model) else None,
+        base_model=checkpoint.repo_id,
+        converted_from=checkpoint.name,
+        conversion_notes=_notes(model, checkpoint, which, error),
         limitations=_LIMITATIONS.format(untold=_UNTOLD.get(config.backbone_config.model_type, "")),
-        license=method.reported.weights_license if method.reported else "unknown",
+        license=about["reported"].weights_license if about.get("reported") else "unknown",
     )
     card = render_card(info)
     card.save(output_dir / "README.md")
     return card
 
 
-def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, error: float | None) -> list[str]:
+def is_classifier(model: PreTrainedModel) -> bool:
+    """Whether a converted model is a classifier of transformers."""
+    classes: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.values()
+    return type(model) in classes
+
+
+def _notes(
+    model: PreTrainedModel,
+    checkpoint: CheckpointFile,
+    which: Literal["student", "teacher"] | None,
+    error: float | None,
+) -> list[str]:
     notes = []
-    compared = "tokens" if isinstance(model, SSLPreTrainedModel) else "logits"
+    if checkpoint.repo_id is not None:
+        notes.append(
+            f"The file is that of [{checkpoint.repo_id}]({checkpoint.url}) on the Hub, as of commit `{checkpoint.commit}`."
+        )
+    if is_classifier(model):
+        notes.append(
+            "How the encoder was pretrained before it became a part of this classifier is not recorded there either."
+        )
     if isinstance(model, SSLPreTrainedModel) and getattr(model, "teacher", None) is not None:
         student, teacher = (model.export_encoder(branch).state_dict() for branch in ("student", "teacher"))
         if all(torch.equal(tensor, teacher[name]) for name, tensor in student.items()):
@@ -93,9 +127,9 @@ def _notes(model: PreTrainedModel, which: Literal["student", "teacher"] | None, 
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         encoder = getattr(model.config, "backbone_config", model.config)
-        reference = "timm"
-        if encoder.model_type != "vit":
-            compared, reference = "pooled features", "timm, torchvision or plain torch layers"
+        reference = (_TOKENS_OF | _FEATURES_OF)[encoder.model_type]
+        compared = "tokens" if encoder.model_type in _TOKENS_OF else "pooled features"
+        compared = "logits" if is_classifier(model) else compared
         loader = "transformers" if needs_remote_code(encoder) else "stock transformers"
         notes.append(
             f"The conversion was checked: for random pixels, the {compared} of {loader} from this folder and those "
@@ -112,4 +146,4 @@ def _published(model: SSLPreTrainedModel, which: Literal["student", "teacher"] |
     return "student" if all(torch.equal(tensor, student[name]) for name, tensor in published.items()) else "teacher"
 
 
-__all__ = ["write_conversion_card"]
+__all__ = ["is_classifier", "write_conversion_card"]

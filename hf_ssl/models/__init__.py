@@ -1,7 +1,7 @@
 """The methods; importing this package registers them with the Auto classes of transformers."""
 
 from .aps import APSConfig, APSForPreTraining, sample_patches
-from .auto import METHODS, Method, get_method
+from .auto import METHODS, Method, get_method, recognize_checkpoint
 from .base import SSLConfig, SSLOutput, SSLPreTrainedModel, Step
 from .isl import ISLConfig, ISLForPreTraining
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, mix_patches
@@ -29,5 +29,6 @@ __all__ = [
     "get_method",
     "match_views",
     "mix_patches",
+    "recognize_checkpoint",
     "sample_patches",
 ]

@@ -1,8 +1,10 @@
 """The methods by name."""
 
+import re
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
@@ -13,6 +15,7 @@ from ..help import help_from_docstring
 from .aps import APSConfig, APSForPreTraining, APSViews, APSViewsConfig, convert_aps
 from .base import SSLConfig, SSLPreTrainedModel
 from .isl import ISLConfig, ISLForPreTraining, ISLViews, ISLViewsConfig, convert_isl
+from .official_files import load_checkpoint, names_in
 from .patchmix import PatchMixConfig, PatchMixForPreTraining, PatchMixViews, PatchMixViewsConfig, convert_patchmix
 from .pw_self import PWSelfConfig, PWSelfForPreTraining, PWSelfViews, PWSelfViewsConfig, convert_pw_self
 from .relvit import RelViTConfig, RelViTForPreTraining, RelViTViews, RelViTViewsConfig, convert_relvit
@@ -33,9 +36,12 @@ class Method:
         model_class (`type`): Its [`SSLPreTrainedModel`].
         views_class (`type`): Turns a batch of images into the model's inputs.
         views_config_class (`type`): Dataclass of the options of the views.
-        convert (`Callable`): Official checkpoint to model; of a fine-tuned one to a classifier of stock transformers.
-        official_encoder (`Callable`, *optional*): Official checkpoint to the encoder's tensors, under the names of timm's
-            ViT; of methods that train a ViT.
+        convert (`Callable`): Official checkpoint to model; of a fine-tuned one to a classifier of transformers, of an encoder
+            alone to that.
+        reference (`Callable`): Official checkpoint, images and what is published of it to what the file's own tensors compute
+            in another implementation: tokens or pooled features, or logits.
+        checkpoint_names (`str`): Regular expression of names that official checkpoints of this method have, and of no other,
+            see [`~hf_ssl.models.official_files.names_in`].
         title (`str`): Name for people.
         summary (`str`): What it trains an encoder to do, in a sentence.
         paper (`str`): Title of the paper.
@@ -44,8 +50,6 @@ class Method:
         backbone_overrides (`dict`, *optional*): What the method fixes in the configuration of a ViT.
         backbones (`tuple[str, ...]`, *optional*): Names of the encoders that it trains; ViTs, where it is unset. `timm/NAME`
             stands for those of timm.
-        reference_features (`Callable`, *optional*): Official checkpoint and images to what its tensors compute in another
-            implementation: pooled features; of encoders that are no ViT.
         attention_heads (`dict[str, int]`, *optional*): Heads of a backbone, by name, where the method's differ.
         eval_crop_ratio (`float`, *optional*): Crop of the authors' evaluation, see [`~hf_ssl.hub.evaluation_processor`].
         eval_crop_ratios (`dict[int, float]`, *optional*): The same by image size, where it differs.
@@ -60,15 +64,15 @@ class Method:
     views_class: type
     views_config_class: type
     convert: Callable[..., PreTrainedModel]
+    reference: Callable[..., Tensor]
+    checkpoint_names: str
     title: str
     summary: str
     paper: str
     arxiv: str
     citation: str
-    official_encoder: Callable[..., dict[str, Tensor]] | None = None
     backbone_overrides: dict[str, Any] = field(default_factory=dict)
     backbones: tuple[str, ...] = tuple(VIT_SIZES)
-    reference_features: Callable[..., Tensor] | None = None
     attention_heads: dict[str, int] = field(default_factory=dict)
     eval_crop_ratio: float | None = None
     eval_crop_ratios: dict[int, float] = field(default_factory=dict)
@@ -88,8 +92,8 @@ METHODS: dict[str, Method] = {
         views_class=RelViTViews,
         views_config_class=RelViTViewsConfig,
         convert=convert_relvit.convert,
-        official_encoder=convert_relvit.official_encoder,
-        reference_features=convert_relvit.reference_features,
+        reference=convert_relvit.reference,
+        checkpoint_names=r"(^|\.)(rel_head|abs_pos_head|dist_head|angle_head|clf_head)\.",
         backbone_overrides={"layer_norm_eps": 1e-6},
         backbones=(*VIT_SIZES, *SWIN_SIZES, *T2T_SIZES, "timm/NAME"),
         title="RelViT",
@@ -112,7 +116,8 @@ METHODS: dict[str, Method] = {
         views_class=PatchMixViews,
         views_config_class=PatchMixViewsConfig,
         convert=convert_patchmix.convert,
-        official_encoder=convert_patchmix.official_encoder,
+        reference=convert_patchmix.reference,
+        checkpoint_names=r"(^|\.)base_encoder\.patch_embed\.|^acc_best$|^\(module\)\.patch_embed\.",
         backbone_overrides={"layer_norm_eps": 1e-6},
         attention_heads={"vit-small": 12},  # as in MoCo v3
         eval_crop_ratio=0.875,
@@ -158,7 +163,8 @@ METHODS: dict[str, Method] = {
         views_class=APSViews,
         views_config_class=APSViewsConfig,
         convert=convert_aps.convert,
-        official_encoder=convert_aps.official_encoder,
+        reference=convert_aps.reference,
+        checkpoint_names=r"(^|\.)patchify\.",
         backbone_overrides={"layer_norm_eps": 1e-5, "qkv_bias": False},
         image_statistics={32: ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])},  # CIFAR
         title="APS",
@@ -207,7 +213,8 @@ METHODS: dict[str, Method] = {
         views_class=PWSelfViews,
         views_config_class=PWSelfViewsConfig,
         convert=convert_pw_self.convert,
-        official_encoder=convert_pw_self.official_encoder,
+        reference=convert_pw_self.reference,
+        checkpoint_names=r"^(teacher|student)\.backbone\.|^dino_loss\.|^best_acc$",
         backbone_overrides={"layer_norm_eps": 1e-6},
         eval_crop_ratio=0.875,
         eval_interpolation="bicubic",
@@ -233,8 +240,9 @@ METHODS: dict[str, Method] = {
         views_class=ISLViews,
         views_config_class=ISLViewsConfig,
         convert=convert_isl.convert,
+        reference=convert_isl.reference,
+        checkpoint_names=r"^net\.",
         backbones=(*CONVNETS, "timm/NAME"),
-        reference_features=convert_isl.reference_features,
         eval_crop_ratios={227: 227 / 256},  # AlexNet's images are cut out of photos of 256 pixels too
         image_statistics={32: ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010])},  # for SVHN as well
         title="ISL",
@@ -276,6 +284,25 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
+def recognize_checkpoint(path: str | Path) -> list[str]:
+    """
+    The methods that a file of their authors may be of, by the names in it.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Returns:
+        `list[str]`: names of methods.
+
+    Raises:
+        [`~hf_ssl.models.official_files.CheckpointError`]: it cannot be read safely.
+    """
+    names = names_in(load_checkpoint(path, map_location="meta"))
+    return [
+        method for method, entry in METHODS.items() if any(re.search(entry.checkpoint_names, name) for name in names)
+    ]
+
+
 def _argument_type(annotation: Any) -> Any:
     """`float | int` becomes `float`: an argument on the command line has one type."""
     if get_origin(annotation) in (Union, types.UnionType):
@@ -306,4 +333,4 @@ def model_arguments(config_class: type[SSLConfig]) -> type:
     return make_dataclass(f"{config_class.__name__.removesuffix('Config')}ModelArguments", arguments)
 
 
-__all__ = ["METHODS", "Method", "get_method", "model_arguments"]
+__all__ = ["METHODS", "Method", "get_method", "model_arguments", "recognize_checkpoint"]

@@ -1,26 +1,27 @@
-"""What the converters of official checkpoints share: reading a file safely, the names of a ViT, and the proofs.
+"""What the converters of official checkpoints share: the names of a ViT, models that are filled with tensors, the proofs.
 
 The authors' encoders are timm's ViT, or have its names: one matrix for queries, keys and values, which transformers keeps
 as three.
 """
 
-import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import ViTConfig
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel, ViTConfig
+
+from .official_files import CheckpointError, State, under
 
 
-State = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 _TENSORS = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
 _MODULES = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
@@ -32,101 +33,6 @@ _LAYER_MODULES = {
     "mlp.fc2": "mlp.fc2",
 }
 _PARTS = ("q", "k", "v")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be converted; the message says why and what would help."""
-
-
-class StandIn:
-    """In the place of an object whose class is not to be trusted: its attributes, and nothing that runs."""
-
-    def __new__(cls, *args: Any) -> "StandIn":
-        return super().__new__(cls)
-
-
-def load_checkpoint(path: str | Path, safe_globals: Iterable[Any] = (), use_stand_ins: bool = False) -> Any:
-    """
-    Read a file of `torch.save` without running any code that it may contain.
-
-    Args:
-        path (`str` or `Path`): The file.
-        safe_globals (`Iterable`, *optional*): Names in the file that are needed to read it and do no harm, as for
-            `torch.serialization.safe_globals`.
-        use_stand_ins (`bool`, *optional*, defaults to `False`): Put a [`StandIn`] in the place of every object that is not
-            a tensor, a number, a string or a container; otherwise such files are refused.
-
-    Returns:
-        `Any`: its content, with tensors on the CPU.
-
-    Raises:
-        [`CheckpointError`]: the file is missing, damaged, or holds unexpected objects.
-    """
-    try:
-        allowed = list(safe_globals)
-        if use_stand_ins and zipfile.is_zipfile(path):  # files of torch before 1.6 do not tell what they need
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            allowed += [(type("StandIn", (StandIn,), {}), name) for name in unknown]
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"There is no checkpoint file at {path}.") from error
-    except pickle.UnpicklingError as error:
-        # The unpickler names the first thing that it refuses to make; the rest of its message advises to let it.
-        if refused := re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} holds an object of `{refused[1]}`, and is not read: making other things than tensors may run code. "
-                "Whole pickled models, such as best.pth of some evaluations, are such files. Give the checkpoint of the "
-                "pretraining; or, where you trust the file, load it with the authors' code and save "
-                "`{'state_dict': model.state_dict()}`."
-            ) from error
-        raise CheckpointError(f"{path} cannot be read safely; it is damaged, or no file of torch.save.") from error
-    except Exception as error:  # zip and OS errors of many classes; all end here, with their cause
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read safely: {reason}. It is damaged, or no file of torch.save."
-        ) from error
-
-
-def tensors_of(state: Any, path: str | Path) -> State:
-    """`state`, if it is a dictionary of tensors by name; else a [`CheckpointError`]."""
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise CheckpointError(f"{path} has no `state_dict` of tensors, as the authors' checkpoints do.")
-    return state
-
-
-def module_tensors(module: Any, path: str | Path) -> State:
-    """
-    The parameters and buffers of a module that was pickled whole, as its `state_dict` would name them.
-
-    Args:
-        module ([`StandIn`]): What [`load_checkpoint`] put in its place.
-        path (`str` or `Path`): The file; for messages.
-
-    Returns:
-        `dict[str, torch.Tensor]`: the tensors.
-
-    Raises:
-        [`CheckpointError`]: it is no module.
-    """
-    tensors: State = {}
-    waiting, seen = [("", module)], set()
-    while waiting:
-        prefix, part = waiting.pop()
-        members: list[Any] = [getattr(part, kind, None) for kind in ("_parameters", "_buffers", "_modules")]
-        if id(part) in seen or not isinstance(part, StandIn) or not all(isinstance(kind, dict) for kind in members):
-            raise CheckpointError(f"{path} holds an object that is no module, or only a part of one.")
-        seen.add(id(part))
-        parameters, buffers, modules = members
-        own = {f"{prefix}{name}": tensor for name, tensor in (parameters | buffers).items() if tensor is not None}
-        tensors |= tensors_of({name: getattr(tensor, "data", tensor) for name, tensor in own.items()}, path)
-        waiting += [(f"{prefix}{name}.", child) for name, child in modules.items() if child is not None]
-    return tensors
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> State:
-    """The tensors whose names begin with the prefix, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def vit_from_official(state: Mapping[str, Tensor], prefix: str = "") -> State:
@@ -158,10 +64,7 @@ def vit_from_official(state: Mapping[str, Tensor], prefix: str = "") -> State:
             for part, value in zip(_PARTS, tensor.chunk(3), strict=True):
                 converted[f"layers.{layer[1]}.attention.{part}_proj.{layer[3]}"] = value
         else:
-            raise CheckpointError(
-                f"The tensor {prefix + name!r} is not part of a ViT encoder. If the checkpoint is another method's, name it "
-                "with --method."
-            )
+            raise CheckpointError(f"The tensor {prefix + name!r} is not part of a ViT encoder.")
     return converted
 
 
@@ -247,6 +150,79 @@ def vit_config_from_official(
     )
 
 
+def filled(
+    model_class: type[Model], config: PreTrainedConfig, weights: Mapping[str, Tensor], fresh: tuple[str, ...] = ()
+) -> Model:
+    """
+    A model with the tensors of a file. Memory is asked for only when they have proved to fit: the sizes of a model are read
+    off a few shapes, and may contradict the others.
+
+    Args:
+        model_class (`type`): Its class.
+        config (`PreTrainedConfig`): Its configuration.
+        weights (`Mapping[str, torch.Tensor]`): Its state dict.
+        fresh (`tuple[str, ...]`, *optional*): How names of tensors begin that the file lacks, and that stay as they are
+            initialized.
+
+    Returns:
+        `torch.nn.Module`: in eval mode.
+    """
+    with torch.device("meta"):
+        _fill(model_class(config), {name: tensor.to("meta") for name, tensor in weights.items()}, fresh)
+    return _fill(model_class(config), weights, fresh).eval()
+
+
+def _fill(model: Model, weights: Mapping[str, Tensor], fresh: tuple[str, ...]) -> Model:
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(fresh)}
+    model.load_state_dict({**own, **weights}, strict=True)
+    return model
+
+
+def make_classifier(
+    config: PreTrainedConfig, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]
+) -> PreTrainedModel:
+    """
+    The classifier that transformers has of an encoder.
+
+    Args:
+        config (`PreTrainedConfig`): Configuration of the encoder; the number of classes is set in it.
+        encoder (`Mapping[str, torch.Tensor]`): The encoder's tensors, under the names of transformers.
+        head (`Mapping[str, torch.Tensor]`): `weight` and `bias` of the linear layer on top.
+
+    Returns:
+        `transformers.PreTrainedModel`: in eval mode.
+    """
+    config.num_labels = len(head["weight"])
+    model_class: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    weights = {f"{model_class.base_model_prefix}.{name}": tensor for name, tensor in encoder.items()}
+    weights |= {f"classifier.{name}": tensor for name, tensor in head.items()}
+    model: PreTrainedModel = filled(model_class, config, weights)
+    return model
+
+
+def vit_classifier(state: Mapping[str, Tensor], num_attention_heads: int | None, **options: Any) -> PreTrainedModel:
+    """
+    An official classifier with a ViT.
+
+    Args:
+        state (`Mapping[str, torch.Tensor]`): Its tensors under the names of timm, with `head.weight` and `head.bias`.
+        num_attention_heads (`int`, *optional*): As for [`vit_config_from_official`].
+        options: Other arguments of [`vit_config_from_official`].
+
+    Returns:
+        `transformers.ViTForImageClassification`: in eval mode.
+    """
+    encoder = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    config = vit_config_from_official(encoder, num_attention_heads, **options)
+    return make_classifier(config, vit_from_official(encoder), under(state, "head."))
+
+
+def vit_classifier_to_official(model: PreTrainedModel) -> State:
+    """The inverse of [`vit_classifier`]."""
+    encoder, head = vit_to_official(under(model.state_dict(), "vit.")), under(model.state_dict(), "classifier.")
+    return encoder | {f"head.{name}": tensor for name, tensor in head.items()}
+
+
 @contextmanager
 def must_fit(path: str | Path, title: str) -> Iterator[None]:
     """
@@ -264,7 +240,8 @@ def must_fit(path: str | Path, title: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path} does not fit {title} of the sizes read off its tensors: {error}") from error
+        reason = str(error) if len(str(error)) < 1500 else f"{str(error)[:1500]} …"  # torch lists every tensor
+        raise CheckpointError(f"{path} does not fit {title} of the sizes read off its tensors: {reason}") from error
 
 
 def check_round_trip(expected: Mapping[str, Tensor], restored: Mapping[str, Tensor]) -> None:
@@ -276,12 +253,19 @@ def check_round_trip(expected: Mapping[str, Tensor], restored: Mapping[str, Tens
         restored (`Mapping[str, torch.Tensor]`): Those of the model, by official names.
 
     Raises:
-        [`CheckpointError`]: a tensor is missing or differs.
+        [`CheckpointError`]: a tensor is missing or differs, or is of a training that has diverged.
     """
     differing = [n for n, tensor in expected.items() if n not in restored or not _equal(restored[n], tensor)]
     if differing or len(restored) != len(expected):
         raise CheckpointError(
-            f"These tensors were not carried over exactly: {differing or 'more than the file holds'}."
+            f"These tensors have no place in the model, or were not carried over exactly: "
+            f"{differing or 'more than the file holds'}."
+        )
+    diverged = [name for name, tensor in expected.items() if not tensor.isfinite().all()]
+    if diverged:
+        raise CheckpointError(
+            f"The tensor {diverged[0]!r} holds numbers that are not finite ({len(diverged)} of {len(expected)} tensors do): "
+            "the training has diverged, or the file is damaged."
         )
 
 
@@ -293,48 +277,48 @@ def _equal(restored: Tensor, tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def reference_tokens(
-    state: Mapping[str, Tensor], num_attention_heads: int, layer_norm_eps: float, pixel_values: Tensor
-) -> Tensor:
+def reference_vit(state: Mapping[str, Tensor], config: Any, pixel_values: Tensor) -> Tensor:
     """
-    The tokens that timm's ViT computes with the tensors of an official checkpoint, as they stand in the file.
+    What timm's ViT computes with the tensors of an official checkpoint, as they stand in the file.
 
     Args:
-        state (`Mapping[str, torch.Tensor]`): The encoder's tensors, under the names of timm.
-        num_attention_heads (`int`): Heads of the attention.
-        layer_norm_eps (`float`): Epsilon of the LayerNorms.
+        state (`Mapping[str, torch.Tensor]`): The encoder's tensors, under the names of timm; of a classifier, with
+            `head.weight` and `head.bias`.
+        config (`transformers.ViTConfig`): Tells what no tensor does: heads of the attention, epsilon of the LayerNorms.
         pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images of the native size.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, 1 + num_patches, width)`.
+        `torch.Tensor` of shape `(batch_size, 1 + num_patches, width)`: the tokens; of a classifier the logits, of shape
+        `(batch_size, num_classes)`.
     """
-    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    head = under(state, "head.")
+    encoder = {name: tensor.float() for name, tensor in state.items() if not name.startswith("head.")}
+    width, _, patch_size, _ = encoder["patch_embed.proj.weight"].shape
     model = VisionTransformer(
         img_size=pixel_values.shape[-1],
         patch_size=patch_size,
         num_classes=0,
         embed_dim=width,
-        depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        num_heads=num_attention_heads,
-        mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / width,
-        qkv_bias="blocks.0.attn.qkv.bias" in state,
-        norm_layer=partial(nn.LayerNorm, eps=layer_norm_eps),
+        depth=len({name.split(".")[1] for name in encoder if name.startswith("blocks.")}),
+        num_heads=config.num_attention_heads,
+        mlp_ratio=len(encoder["blocks.0.mlp.fc1.weight"]) / width,
+        qkv_bias="blocks.0.attn.qkv.bias" in encoder,
+        norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
     )
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True)
+    model.load_state_dict(encoder, strict=True)
     tokens: Tensor = model.eval().forward_features(pixel_values)
-    return tokens
+    return F.linear(tokens[:, 0], head["weight"].float(), head["bias"].float()) if head else tokens
 
 
 __all__ = [
     "CheckpointError",
-    "StandIn",
     "check_round_trip",
-    "load_checkpoint",
-    "module_tensors",
+    "filled",
+    "make_classifier",
     "must_fit",
-    "reference_tokens",
-    "tensors_of",
-    "under",
+    "reference_vit",
+    "vit_classifier",
+    "vit_classifier_to_official",
     "vit_config_from_official",
     "vit_from_official",
     "vit_to_official",

@@ -4,16 +4,18 @@ import os
 import pickle
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import AutoModel, AutoModelForPreTraining, ViTConfig
+from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTForImageClassification
 
 from hf_ssl import PatchMixConfig, PatchMixForPreTraining
-from hf_ssl.models.patchmix.convert_patchmix import CheckpointError, convert, load_official, to_official
+from hf_ssl.models.patchmix.convert_patchmix import CheckpointError, convert, load_official, reference, to_official
 
 from .test_patchmix import make_batch, perturb
 
@@ -137,7 +139,7 @@ def drop(*prefixes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("base_encoder."), "not of a PatchMix pretraining.*something else"),
+        (drop("base_encoder."), "not of PatchMix: it has neither `base_encoder.`"),
         (drop("base_encoder.head."), "no projector"),
         (drop("predictor."), "no predictor"),
         (drop("base_encoder.blocks."), "does not fit"),
@@ -159,27 +161,95 @@ def test_files_that_do_not_fit(tmp_path, change, message):
         convert(path)
 
 
-def test_classifiers_are_named(tmp_path):
-    """What linear probing and fine-tuning leave in periodic files."""
-    encoder = {name.removeprefix("base_encoder."): t for name, t in to_official(make_model().state_dict()).items()}
-    state = {
-        name: tensor for name, tensor in encoder.items() if not name.startswith(("head.", "momentum", "predictor"))
-    }
-    state |= {"head.weight": torch.zeros(10, 192), "head.bias": torch.zeros(10)}
-    torch.save({"epoch": 1, "state_dict": state, "acc_best": 90.0}, tmp_path / "checkpoint.pth")
-    with pytest.raises(CheckpointError, match="a linear probe or a fine-tuned classifier.*last.pth"):
+# ---- linear probes and fine-tuned classifiers ----
+
+
+def make_classifier(heads=3, width=192, eps=1e-6, num_classes=7):
+    """timm's, whose names theirs are, with an epsilon that shows."""
+    torch.manual_seed(0)
+    norm = partial(nn.LayerNorm, eps=eps)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": width, "depth": 2, "num_heads": heads, "mlp_ratio": 2}
+    module = VisionTransformer(**sizes, num_classes=num_classes, norm_layer=norm).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return module
+
+
+def probe(state):
+    """Of a linear probe or fine-tuning, as the authors write it after each epoch."""
+    return periodic(state) | {"acc_best": np.float64(90.0)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [probe, lambda state: state, lambda state: probe({f"module.{name}": t for name, t in state.items()})],
+    ids=["periodic", "bare", "module"],
+)
+@pytest.mark.parametrize("width", [192, 384])
+@torch.no_grad()
+def test_classifiers(tmp_path, wrap, width):
+    """Heads are those of the authors' models."""
+    module, pixels = make_classifier({192: 3, 384: 12}[width], width), torch.randn(2, 3, 16, 16)
+    torch.save(wrap(module.state_dict()), tmp_path / "checkpoint.pth")
+    model = convert(tmp_path / "checkpoint.pth")
+    assert isinstance(model, ViTForImageClassification) and not model.training
+    assert model.config.num_labels == 7 and model.config.layer_norm_eps == 1e-6
+    torch.testing.assert_close(model(pixels).logits, module(pixels), rtol=1e-5, atol=1e-5)
+    logits = reference(tmp_path / "checkpoint.pth", pixels, model.config)
+    torch.testing.assert_close(logits, module(pixels), rtol=1e-5, atol=1e-5)
+    torch.save(wrap(make_classifier(heads=1, width=64).state_dict()), tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match="give --num_attention_heads"):
         convert(tmp_path / "checkpoint.pth")
 
 
-def test_pickled_modules_are_named(tmp_path):
-    """best.pth of the authors' evaluations, in both formats of torch.save; nothing of it is unpickled."""
-    for zipped in (True, False):
-        torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            CheckpointError, match=r"object of `torch\.nn\.modules[\w.]+`.*best\.pth.*state_dict"
-        ) as error:
-            convert(tmp_path / "best.pth")
-        assert "weights_only" not in str(error.value), "torch's advice to let it run"
+@pytest.mark.parametrize("wrapped", [False, True])
+@torch.no_grad()
+def test_pickled_modules(tmp_path, wrapped):
+    """best.pth: heads and epsilon, which no tensor tells, are in it; no class in it is made."""
+    module, pixels = make_classifier(heads=6, eps=1e-3), torch.randn(2, 3, 16, 16)
+    torch.save(nn.DataParallel(module) if wrapped else module, tmp_path / "best.pth")
+    model = convert(tmp_path / "best.pth")
+    assert model.config.num_attention_heads == 6 and model.config.layer_norm_eps == 1e-3
+    torch.testing.assert_close(model(pixels).logits, module(pixels), rtol=1e-5, atol=1e-5)
+    assert convert(tmp_path / "best.pth", 6).config.num_attention_heads == 6
+    with pytest.raises(CheckpointError, match="--num_attention_heads 3 contradicts the file, whose attention has 6"):
+        convert(tmp_path / "best.pth", 3)
+
+
+def test_pickled_modules_of_old_versions_of_torch(tmp_path):
+    torch.save(make_classifier(), tmp_path / "best.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointError, match=r"an object of `timm\.[\w.]+`.* torch before 1.6.*save it again"
+    ) as error:
+        convert(tmp_path / "best.pth")
+    assert "weights_only" not in str(error.value), "torch's advice to let it run"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("head.bias"), "neither `base_encoder.`.* nor `head.weight` and `head.bias`"),
+        (lambda t: t.update({"head.weight": torch.ones(7, 5)}), "does not fit a PatchMix"),
+        (
+            lambda t: t.update({"head.weight": torch.ones(7, 192), "head.bias": torch.ones(6)}),
+            "does not fit a PatchMix",
+        ),
+        (lambda t: t.update({"head.2.weight": torch.ones(7, 192)}), "does not fit a PatchMix"),
+        (lambda t: t.update({"fc_norm.weight": torch.ones(192)}), "'fc_norm.weight' is not part of a ViT encoder"),
+        (lambda t: t.pop("blocks.1.norm2.bias"), "does not fit a PatchMix"),
+        (
+            lambda t: t.update({"norm.weight": torch.full((192,), float("nan"))}),
+            "'norm.weight' holds numbers that are not",
+        ),
+    ],
+)
+def test_classifiers_that_do_not_fit(tmp_path, change, message):
+    state = make_classifier().state_dict()
+    change(state)
+    torch.save(probe(state), tmp_path / "checkpoint.pth")
+    with pytest.raises(CheckpointError, match=message):
+        convert(tmp_path / "checkpoint.pth")
 
 
 @pytest.mark.parametrize("heads", [0, -2, 5])
@@ -199,7 +269,7 @@ def test_damaged_files(tmp_path):
     path, _ = official(tmp_path)
     path.write_bytes(path.read_bytes()[:-2000])
     for name in (path, tmp_path / "missing.pth", tmp_path):
-        with pytest.raises(CheckpointError, match="cannot be read safely|no checkpoint file"):
+        with pytest.raises(CheckpointError, match="cannot be read safely|no checkpoint file|is a folder"):
             convert(name)
 
 
@@ -213,7 +283,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ("b.pth", lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))),
     ):
         save({"state_dict": {"base_encoder.cls_token": Hostile()}}, tmp_path / name)
-        with pytest.raises(CheckpointError, match=r"holds an object of `\w+\.system`"):
+        with pytest.raises(CheckpointError, match=r"(asks for|holds an object of) `\w+\.system`"):
             load_official(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -233,13 +303,17 @@ def test_verify(tmp_path, monkeypatch, capsys, encoder):
     assert isinstance(AutoModelForPreTraining.from_pretrained(output / "pretraining"), PatchMixForPreTraining)
     # Of the other branch, or with another epsilon, it would not pass.
     other = {"auto": "student", "student": "teacher"}[encoder]
-    from hf_ssl.models.patchmix.convert_patchmix import official_encoder
-
-    assert script["verify"](str(output), official_encoder(path, other), 1e-6) > 1e-3
     config = AutoModel.from_pretrained(output).config
+
+    def verify(which):
+        return script["verify"](
+            output, False, lambda pixels: reference(path, pixels, model.config.backbone_config, which)
+        )
+
+    assert verify(other) > 1e-3 and verify(None if encoder == "auto" else encoder) < 1e-5
     config.layer_norm_eps = 1e-3
     config.save_pretrained(output)
-    assert script["verify"](str(output), official_encoder(path, None if encoder == "auto" else encoder), 1e-6) > 1e-5
+    assert verify(None if encoder == "auto" else encoder) > 1e-5
 
 
 def test_processor_is_that_of_the_authors(tmp_path, monkeypatch):

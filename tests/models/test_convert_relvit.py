@@ -6,12 +6,19 @@ import re
 
 import pytest
 import torch
-from transformers import SwinConfig, ViTConfig
+from transformers import (
+    SwinConfig,
+    SwinForImageClassification,
+    SwinModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from hf_ssl import RelViTConfig, RelViTForPreTraining
-from hf_ssl.backbones.modeling_t2t_vit import T2TViTConfig
+from hf_ssl.backbones.modeling_t2t_vit import T2TViTConfig, T2TViTForImageClassification, T2TViTModel
 from hf_ssl.models.relvit.configuration_relvit import TASKS
-from hf_ssl.models.relvit.convert_relvit import CheckpointError, convert, reference_features, to_official
+from hf_ssl.models.relvit.convert_relvit import CheckpointError, convert, reference, to_official
 
 
 def official(tmp_path, state=None, **fields):
@@ -23,9 +30,12 @@ def official(tmp_path, state=None, **fields):
     tensors = to_official(model.state_dict())
     for change in state or ():
         change(tensors)
-    path = tmp_path / "official.ckpt"
-    torch.save({"epoch": 3, "state_dict": tensors}, path)
-    return path, model
+    return write(tmp_path, tensors), model
+
+
+def write(tmp_path, tensors, wrap=lambda tensors: {"epoch": 3, "state_dict": tensors}):
+    torch.save(wrap(tensors), tmp_path / "official.ckpt")
+    return tmp_path / "official.ckpt"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +57,12 @@ def test_other_models(tmp_path, fields):
     if "num_labels" in fields:
         batch["labels"] = torch.tensor([0, 6])
     assert torch.equal(converted(**batch).loss, model(**batch).loss)
+
+
+def test_names_of_several_processes(tmp_path):
+    path, model = official(tmp_path, [lambda t: [t.update({f"module.{name}": t.pop(name)}) for name in list(t)]])
+    images = torch.randn(2, 3, 24, 24)
+    assert torch.equal(convert(path)(images).loss, model(images).loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -107,7 +123,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         ("b.ckpt", lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))),
     ):
         save({"state_dict": {"backbone.cls_token": Hostile()}}, tmp_path / name)
-        with pytest.raises(CheckpointError, match=r"holds an object of `\w+\.system`"):
+        with pytest.raises(CheckpointError, match=r"(asks for|holds an object of) `\w+\.system`"):
             convert(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -118,6 +134,16 @@ def test_code_in_a_file_is_not_run(tmp_path):
 SWIN = {"embed_dim": 12, "num_heads": [2, 3], "depths": [2, 2], "window_size": 3, "patch_size": 2, "image_size": 24}
 T2T = {"image_size": 64, "token_dim": 6, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
 BACKBONES = {
+    "vit": ViTConfig(
+        **{
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 1,
+            "intermediate_size": 96,
+            "image_size": 24,
+        },
+        **{"patch_size": 4, "layer_norm_eps": 1e-6, "pooler_act": "linear"},
+    ),
     "swin": SwinConfig(**SWIN),
     "swin, odd depths": SwinConfig(**{**SWIN, "depths": [1, 3, 1], "num_heads": [1, 2, 4], "image_size": 48}),
     # Only one of its later stages tells the size of the images.
@@ -137,7 +163,7 @@ def other_encoder(name, **fields):
     model = RelViTForPreTraining(RelViTConfig(backbone_config=BACKBONES[name], **fields)).eval()
     with torch.no_grad():
         for key, tensor in model.state_dict().items():
-            if not key.endswith("position_embeddings"):
+            if name == "vit" or not key.endswith("position_embeddings"):
                 tensor.add_(0.1 * torch.randn(tensor.shape))
     tensors = to_official(model.state_dict())
     width = tensors["backbone.norm.weight"].shape[0]
@@ -155,16 +181,13 @@ def other_encoder(name, **fields):
                 if j % 2 and num_windows > 1:
                     tensors[f"{attention}_mask"] = torch.randn(num_windows, area, area)
         unused = {"clf_head": 7} if joint else {"backbone.head": 10}
+    elif name == "vit":
+        unused = {}
     else:
         unused = {"backbone.head": 10}
     for head, classes in unused.items():
         tensors |= {f"{head}.weight": torch.randn(classes, width), f"{head}.bias": torch.randn(classes)}
     return tensors, model
-
-
-def write(tmp_path, tensors):
-    torch.save({"epoch": 3, "state_dict": tensors}, tmp_path / "official.ckpt")
-    return tmp_path / "official.ckpt"
 
 
 def to_match(config):
@@ -184,7 +207,7 @@ def to_match(config):
 
 
 @pytest.mark.parametrize("fields", [{}, {"tasks": ["angles"]}, JOINT], ids=["upstream", "angles", "joint"])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "vit"])
 def test_other_encoders(tmp_path, name, fields):
     tensors, model = other_encoder(name, **fields)
     converted = convert(write(tmp_path, tensors))
@@ -204,9 +227,87 @@ def test_other_encoders(tmp_path, name, fields):
         head = "backbone.head" if name.startswith("swin") else "clf_head"
         assert torch.equal(converted.classifier.weight, tensors[f"{head}.weight"])
     assert torch.equal(converted(**batch).loss, model(**batch).loss)
-    classified = converted.encode(batch["pixel_values"])[1]
-    reference = reference_features(tmp_path / "official.ckpt", batch["pixel_values"])
-    torch.testing.assert_close(classified, reference, rtol=1e-5, atol=1e-5)
+    tokens = converted.encode(batch["pixel_values"])[0]
+    expected = reference(tmp_path / "official.ckpt", batch["pixel_values"], config)
+    torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- classifiers, and encoders alone ----
+
+
+CLASSIFIERS = {"swin": SwinForImageClassification, "performer": T2TViTForImageClassification}
+CLASSIFIERS |= {"transformer": T2TViTForImageClassification, "vit": ViTForImageClassification}
+ENCODERS = {"swin": SwinModel, "performer": T2TViTModel, "transformer": T2TViTModel, "vit": ViTModel}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@torch.no_grad()
+def test_downstream_files(tmp_path, name):
+    """What fine-tuning leaves: positions are on, also those of a ViT; a Swin's classifier is its own."""
+    tensors, model = other_encoder(name, tasks=["classification"], num_labels=7)
+    path = write(tmp_path, tensors)
+    classifier = convert(path)
+    assert type(classifier) is CLASSIFIERS[name] and not classifier.training and classifier.config.num_labels == 7
+    size = classifier.config.image_size
+    images = torch.randn(2, 3, size, size)
+    expected = model.classifier(model.encode(images)[1])
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(classifier(images).logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference(path, images, classifier.config), expected, rtol=1e-5, atol=1e-5)
+    head = "backbone.head" if name == "swin" else "clf_head"
+    for change in (drop(f"{head}.bias"), put(f"{head}.weight", 7, 5), put("angle_heads", 2)):
+        changed = dict(tensors)
+        change(changed)
+        with pytest.raises(CheckpointError, match="does not fit|have no place in the model.*'angle_heads'"):
+            convert(write(tmp_path, changed))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state},
+        lambda state: {"model": state, "epoch": 300, "optimizer": {}},
+        lambda state: {"state_dict_ema": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+    ids=["bare", "model", "release", "only key"],
+)
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_encoders_alone(tmp_path, name, wrap):
+    """What the authors' fine-tuning begins with instead of a file of its own: positions count, and a classifier does not."""
+    tensors, model = other_encoder(name, tasks=["classification"], num_labels=7)
+    encoder = {key.removeprefix("backbone."): t for key, t in tensors.items() if key.startswith("backbone.")}
+    encoder |= {"head.weight": torch.ones(4, len(encoder["norm.weight"])), "head.bias": torch.ones(4)}
+    path = write(tmp_path, encoder, wrap)
+    converted = convert(path)
+    assert type(converted) is ENCODERS[name] and not converted.training
+    size = converted.config.image_size
+    images = torch.randn(2, 3, size, size)
+    tokens, pooled, _ = model.encode(images)
+    output = converted(images)
+    torch.testing.assert_close(output.last_hidden_state, tokens, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.pooler_output, pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference(path, images, converted.config), tokens, rtol=1e-5, atol=1e-5)
+    for change in (lambda t: t.pop("norm.bias"), lambda t: t.update({"dist_token": torch.ones(2)})):
+        changed = dict(encoder)
+        change(changed)
+        with pytest.raises(CheckpointError, match="does not fit|'dist_token' is not part of a"):
+            convert(write(tmp_path, changed, wrap))
+
+
+def test_an_encoder_of_lightning_without_heads(tmp_path):
+    """Whether it was trained with positions is not known."""
+    path, _ = official(tmp_path, [drop("rel_head", "abs_pos_head")])
+    with pytest.raises(CheckpointError, match="without any of RelViT's heads"):
+        convert(path)
+
+
+def test_files_of_something_else(tmp_path):
+    for content in ({"weight": torch.ones(2)}, {"epoch": 3, "state_dict": {"head.weight": torch.ones(2)}}):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match="is not of RelViT: it has neither `backbone.`"):
+            convert(tmp_path / "other.pth")
 
 
 def test_no_tensor_of_a_swin_is_read_that_the_authors_do_not_read(tmp_path):

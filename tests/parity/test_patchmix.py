@@ -17,13 +17,8 @@ from hf_ssl.evaluation import FeatureSpec, LoadedEncoder, knn_accuracy
 from hf_ssl.hub import evaluation_processor
 from hf_ssl.models.conversion import vit_from_official
 from hf_ssl.models.linear_probe import LinearProbeConfig, LinearProbesForTraining
-from hf_ssl.models.patchmix.convert_patchmix import (
-    convert,
-    from_official,
-    load_checkpoint,
-    load_official,
-    to_official,
-)
+from hf_ssl.models.official_files import load_checkpoint
+from hf_ssl.models.patchmix.convert_patchmix import convert, from_official, load_official, to_official
 from hf_ssl.models.patchmix.views_patchmix import mix_images, mixing_targets
 from hf_ssl.parameter_groups import parameter_groups
 from hf_ssl.schedules import cosine, lagged, warmup_cosine
@@ -257,7 +252,7 @@ def load_optimizer_state(case: Case, trainer: SSLTrainer) -> None:
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     official = {
         name: tensor
-        for name, tensor in load_official(path).items()
+        for name, tensor in load_official(path).tensors.items()
         if not name.startswith("momentum_encoder.") and not name.endswith(buffers)
     }
     names = sorted(official, key=lambda name: official[name].ndim < 2 or name.endswith(".bias"))  # stable

@@ -33,8 +33,8 @@ from hf_ssl.evaluation import (
     ranks_of,
 )
 from hf_ssl.hub import evaluation_processor
-from hf_ssl.models.conversion import load_checkpoint
 from hf_ssl.models.linear_probe import LinearProbeConfig, LinearProbesForTraining
+from hf_ssl.models.official_files import load_checkpoint
 from hf_ssl.models.pw_self import PWSelfConfig, PWSelfForPreTraining, match_views
 from hf_ssl.models.pw_self.convert_pw_self import convert, from_official, load_official, to_official
 from hf_ssl.parameter_groups import parameter_groups

@@ -142,7 +142,7 @@ def test_classifier(convert, capsys, tmp_path, monkeypatch):
     assert "pretrained without labels and then fine-tuned for classification by the authors of" in card.text
     assert "which of 5 classes" in card.text and "The feature is" not in card.text and "pretraining/" not in card.text
     assert "the logits of stock transformers" in card.text
-    assert "holds the classifier; every tensor was carried over" in capsys.readouterr().out
+    assert "converted holds the classifier." in capsys.readouterr().out
     assert not (tmp_path / "converted/pretraining").exists()
     processor = json.loads((tmp_path / "converted/preprocessor_config.json").read_text())
     assert processor["image_mean"] == [0.485, 0.456, 0.406], "fine-tuned with ImageNet's, at any size"
@@ -155,18 +155,23 @@ def test_classifier(convert, capsys, tmp_path, monkeypatch):
     assert len(predictions) == 5 and sum(p["score"] for p in predictions) == pytest.approx(1)
 
 
-def test_difference_is_told(convert, monkeypatch):
-    from hf_ssl.models import conversion
+def computes(monkeypatch, method, change):
+    """The other implementation computes something else."""
+    original = METHODS[method].reference
+    monkeypatch.setitem(
+        METHODS[method].__dict__, "reference", lambda *args, **kwargs: change(original(*args, **kwargs))
+    )
 
-    original = conversion.reference_tokens
-    monkeypatch.setattr(conversion, "reference_tokens", lambda *args: original(*args) * (1 + 2e-6))
+
+def test_difference_is_told(convert, monkeypatch):
+    computes(monkeypatch, "patchmix", lambda expected: expected * (1 + 2e-6))
     assert re.search(
         r"timm from the file's tensors differ by at most [12]\.\de-06 of", convert(*PATCHMIX, "--verify").text
     )
 
 
 def test_wrong_conversion_gets_no_card(convert, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_ssl.models.conversion.reference_tokens", lambda *args: torch.ones(()))
+    computes(monkeypatch, "patchmix", torch.ones_like)
     with pytest.raises(SystemExit, match="the conversion is wrong"):
         convert(*PATCHMIX, "--verify")
-    assert not (tmp_path / "converted/README.md").exists()
+    assert not (tmp_path / "converted").exists()

@@ -1,56 +1,33 @@
 """The authors' APS checkpoints, pretrained and fine-tuned, to this library's model and to stock transformers, and back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ViTForImageClassification
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..conversion import (
-    CheckpointError,
-    StandIn,
     check_round_trip,
-    load_checkpoint,
-    module_tensors,
+    filled,
     must_fit,
-    tensors_of,
-    under,
+    reference_vit,
+    vit_classifier,
+    vit_classifier_to_official,
     vit_config_from_official,
     vit_from_official,
     vit_to_official,
 )
+from ..official_files import CheckpointError, OfficialCheckpoint, read_official, under
 from .configuration_aps import APSConfig
 from .modeling_aps import APSForPreTraining
 
 
-# Their names of a ViT's parts and timm's.
-_TIMM_NAMES = {"patchify.": "patch_embed.proj.", "transformer.": "blocks.", "layer_norm.": "norm."}
+# Their names of a ViT's parts and timm's; `fc` is a classifier.
+_TIMM_NAMES = {"patchify.": "patch_embed.proj.", "transformer.": "blocks.", "layer_norm.": "norm.", "fc.": "head."}
 _APS_NAMES = {timms: theirs for theirs, timms in _TIMM_NAMES.items()}
 _ENCODER, _PROJECTOR, _PREDICTOR = "base_encoder.", "base_encoder.fc.", "predictor."
-
-
-@dataclass(frozen=True)
-class OfficialCheckpoint:
-    """
-    What is read from an official file.
-
-    Args:
-        tensors (`dict[str, torch.Tensor]`): Its tensors by official names.
-        num_attention_heads (`int`, *optional*): Heads of the attention; only files of whole modules tell them.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the LayerNorms; 1e-5 is that of timm 0.6.11.
-    """
-
-    tensors: dict[str, Tensor]
-    num_attention_heads: int | None = None
-    layer_norm_eps: float = 1e-5
-
-    @property
-    def is_classifier(self) -> bool:
-        """Whether it was fine-tuned: an encoder and a linear layer on its class token."""
-        return "cls_token" in self.tensors
+_LAYER_NORM_EPS = 1e-5  # that of timm 0.6.11
 
 
 def load_official(path: str | Path) -> OfficialCheckpoint:
@@ -63,48 +40,23 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
             tensors and numbers are read) or its `state_dict`. Names may begin with `module.`.
 
     Returns:
-        [`OfficialCheckpoint`]: the tensors, without `module.`.
+        [`~hf_ssl.models.official_files.OfficialCheckpoint`]: the tensors, without `module.`.
 
     Raises:
         [`CheckpointError`]: the file is missing, damaged, or neither a pretraining nor a classifier of APS.
     """
-    content = load_checkpoint(path, use_stand_ins=True)
-    settings: dict[str, Any] = {}
-    if isinstance(content, StandIn):
-        state, settings = module_tensors(content, path), _settings(content)
-    else:
-        if isinstance(content, dict) and "state_dict" in content:
-            content = content["state_dict"]
-        state = tensors_of(content, path)
-    if all(name.startswith("module.") for name in state):
-        state = under(state, "module.")
-    checkpoint = OfficialCheckpoint(state, **settings)
-    if not any(name.startswith(_ENCODER) for name in state) and not checkpoint.is_classifier:
+    checkpoint = read_official(path)
+    if not any(name.startswith(_ENCODER) for name in checkpoint.tensors) and not _is_classifier(checkpoint.tensors):
         raise CheckpointError(
-            f"{path} is not of APS: it has neither `base_encoder.`, as what pretraining leaves, nor `cls_token`, as what "
-            "fine-tuning does. If the checkpoint is another method's, name it with --method."
+            f"{path} is not of APS: it has neither `base_encoder.`, as what pretraining leaves, nor `fc.weight` and "
+            "`fc.bias`, as what fine-tuning does."
         )
     return checkpoint
 
 
-def _settings(module: StandIn) -> dict[str, Any]:
-    """What a whole module tells beside its tensors."""
-
-    def find(part: Any, *names: str) -> Any:
-        for name in names:
-            part = part.__dict__.get("_modules", {}).get(name) if isinstance(part, StandIn) else None
-        return part
-
-    model = find(module, "module") or module
-    block = find(find(model, "base_encoder") or model, "transformer", "0")
-    heads = getattr(find(block, "attn"), "num_heads", None)
-    eps = getattr(find(block, "norm1"), "eps", None)
-    settings: dict[str, Any] = {}
-    if type(heads) is int:  # a bool is none
-        settings["num_attention_heads"] = heads
-    if isinstance(eps, float) and 0 < eps < 1:
-        settings["layer_norm_eps"] = eps
-    return settings
+def _is_classifier(state: Mapping[str, Tensor]) -> bool:
+    """Whether it was fine-tuned: an encoder and a linear layer on its class token."""
+    return {"cls_token", "fc.weight", "fc.bias"} <= state.keys()
 
 
 def encoder_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,7 +64,7 @@ def encoder_from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     An encoder's official tensors under the names of timm's ViT, whose class token has a position as well: zero.
 
     Args:
-        state (`Mapping[str, torch.Tensor]`): The encoder's tensors, without `base_encoder.`.
+        state (`Mapping[str, torch.Tensor]`): The encoder's tensors, without `base_encoder.`; of a classifier, with `fc.`.
 
     Returns:
         `dict[str, torch.Tensor]`: the tensors.
@@ -169,9 +121,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     for name in state:
         if not name.startswith((_ENCODER, _PREDICTOR)):
-            raise CheckpointError(
-                f"The tensor {name!r} is not part of an APS. If the checkpoint is another method's, name it with --method."
-            )
+            raise CheckpointError(f"The tensor {name!r} is not part of an APS.")
     encoder = {name: tensor for name, tensor in under(state, _ENCODER).items() if not name.startswith("fc.")}
     encoder = vit_from_official(encoder_from_official(encoder), _ENCODER)
     return {
@@ -200,21 +150,13 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _heads(checkpoint: OfficialCheckpoint, given: int | None) -> int | None:
-    """What the file tells, or the user."""
-    told = checkpoint.num_attention_heads
-    if told is not None and given not in (None, told):
-        raise CheckpointError(f"--num_attention_heads {given} contradicts the file, whose attention has {told}.")
-    return given if told is None else told
-
-
 def config_from_official(checkpoint: OfficialCheckpoint, num_attention_heads: int | None = None) -> APSConfig:
     """
     Read the architecture off the shapes of an official checkpoint of a pretraining. What no shape tells (temperature, the
     sampling of patches) has the authors' values.
 
     Args:
-        checkpoint ([`OfficialCheckpoint`]):
+        checkpoint ([`~hf_ssl.models.official_files.OfficialCheckpoint`]):
             The checkpoint.
         num_attention_heads (`int`, *optional*):
             Heads of the attention; unset, those of the authors' model of this width.
@@ -232,8 +174,8 @@ def config_from_official(checkpoint: OfficialCheckpoint, num_attention_heads: in
     return APSConfig(
         backbone_config=vit_config_from_official(
             encoder_from_official(under(state, _ENCODER)),
-            _heads(checkpoint, num_attention_heads),
-            layer_norm_eps=checkpoint.layer_norm_eps,
+            checkpoint.heads(num_attention_heads),
+            layer_norm_eps=checkpoint.layer_norm_eps or _LAYER_NORM_EPS,
         ),
         projection_dim=len(state["base_encoder.fc.6.weight"]),
         projection_hidden_dim=len(state["base_encoder.fc.0.weight"]),
@@ -256,64 +198,50 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> PreTrai
         [`CheckpointError`]: the file cannot be read safely, or does not fit an APS to the last tensor.
     """
     checkpoint = load_official(path)
-    with must_fit(path, "an APS"):
-        if checkpoint.is_classifier:
-            return _convert_classifier(checkpoint, num_attention_heads).eval()
-        model = APSForPreTraining(config_from_official(checkpoint, num_attention_heads))
-        model.load_state_dict(from_official(checkpoint.tensors), strict=True)
-    check_round_trip(checkpoint.tensors, to_official(model.state_dict()))
-    return model.eval()
-
-
-def _convert_classifier(checkpoint: OfficialCheckpoint, num_attention_heads: int | None) -> ViTForImageClassification:
     state = checkpoint.tensors
-    if not {"fc.weight", "fc.bias"} <= state.keys():
-        raise CheckpointError(
-            "The file has an encoder, but neither the heads of a pretraining (`base_encoder.fc.`, `predictor.`) nor a "
-            "classifier (`fc.weight`, `fc.bias`): give the file that pretraining or fine-tuning has written."
-        )
-    encoder = encoder_from_official({name: t for name, t in state.items() if not name.startswith("fc.")})
-    config = vit_config_from_official(
-        encoder, _heads(checkpoint, num_attention_heads), layer_norm_eps=checkpoint.layer_norm_eps
-    )
-    config.num_labels = len(state["fc.weight"])
-    model = ViTForImageClassification(config)
-    weights = {f"vit.{name}": tensor for name, tensor in vit_from_official(encoder).items()}
-    weights |= {f"classifier.{name}": tensor for name, tensor in under(state, "fc.").items()}
-    model.load_state_dict(weights, strict=True)
-    saved = model.state_dict()
-    restored = encoder_to_official(vit_to_official(under(saved, "vit.")))
-    check_round_trip(state, restored | {f"fc.{name}": t for name, t in under(saved, "classifier.").items()})
+    model: PreTrainedModel
+    with must_fit(path, "an APS"):
+        if _is_classifier(state):
+            tensors, eps = encoder_from_official(state), checkpoint.layer_norm_eps or _LAYER_NORM_EPS
+            model = vit_classifier(tensors, checkpoint.heads(num_attention_heads), layer_norm_eps=eps)
+            restored = encoder_to_official(vit_classifier_to_official(model))
+        else:
+            config = config_from_official(checkpoint, num_attention_heads)
+            model = filled(APSForPreTraining, config, from_official(state))
+            restored = to_official(model.state_dict())
+    check_round_trip(state, restored)
     return model
 
 
-def official_encoder(path: str | Path, which: str | None = None) -> dict[str, Tensor]:
+def reference(path: str | Path, pixel_values: Tensor, config: PreTrainedConfig, which: str | None = None) -> Tensor:
     """
-    An encoder's tensors as they stand in an official file, under the names of timm's ViT.
+    What timm computes with the tensors of an official file, as they stand in it.
 
     Args:
         path (`str` or `Path`): The authors' file.
+        pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
+        config (`transformers.ViTConfig`): Configuration of the converted encoder or classifier, see
+            [`~hf_ssl.models.conversion.reference_vit`].
         which (`str`, *optional*): APS has one encoder, the student.
 
     Returns:
-        `dict[str, torch.Tensor]`: the tensors; `head.weight` and `head.bias` are a classifier's.
+        `torch.Tensor` of shape `(batch_size, 1 + num_patches, width)`: the tokens; of a classifier the logits, of shape
+        `(batch_size, num_classes)`.
     """
-    checkpoint = load_official(path)
-    state = checkpoint.tensors if checkpoint.is_classifier else under(checkpoint.tensors, _ENCODER)
-    encoder = encoder_from_official({name: tensor for name, tensor in state.items() if not name.startswith("fc.")})
-    head = under(state, "fc.") if checkpoint.is_classifier else {}
-    return encoder | {f"head.{name}": tensor for name, tensor in head.items()}
+    state = load_official(path).tensors
+    if not _is_classifier(state):
+        state = {name: tensor for name, tensor in under(state, _ENCODER).items() if not name.startswith("fc.")}
+    return reference_vit(encoder_from_official(state), config, pixel_values)
 
 
 __all__ = [
     "CheckpointError",
-    "OfficialCheckpoint",
     "config_from_official",
     "convert",
     "encoder_from_official",
     "encoder_to_official",
     "from_official",
     "load_official",
-    "official_encoder",
+    "reference",
     "to_official",
 ]

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ...backbones import ENCODERS, SwinTrunk, ViTTrunk, fill_from, interpolate_positions
 from ...evaluation.features import evaluation_mode
+from ...hub_errors import clear_errors
 from ..base import SSLOutput, SSLPreTrainedModel, Step, drop_path_keep, init_encoder_weights, init_torch_default
 from ..batch_norm import synchronize_batch_norm
 from ..momentum import copy_to_teacher, update_teacher
@@ -168,8 +169,10 @@ class ClassifierForTraining(SSLPreTrainedModel):
 
         Raises:
             `ValueError`: the folder holds another encoder than that of the configuration, or not all of it.
+            [`~hf_ssl.hub_errors.HubError`]: the Hub does not give it.
         """
-        encoder, info = AutoModel.from_pretrained(folder, output_loading_info=True, **kwargs)
+        with clear_errors(f"{folder} cannot be loaded.", str(folder), kwargs.get("revision")):
+            encoder, info = AutoModel.from_pretrained(folder, output_loading_info=True, **kwargs)
         kind, expected = encoder.config.model_type, self.config.backbone_config.model_type
         if kind != expected:
             raise ValueError(

@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, ResNetConfig
 
 from ...backbones.modeling_alexnet import CONVOLUTIONS, IS_POOLED, POOLING, AlexNetConfig
 from ...backbones.modeling_cifar_resnet import CifarResNetConfig
-from ..conversion import CheckpointError, StandIn, check_round_trip, load_checkpoint, must_fit, tensors_of, under
+from ..conversion import check_round_trip, filled, must_fit
+from ..official_files import CheckpointError, StandIn, load_checkpoint, tensors_of, under
 from .configuration_isl import ISLConfig
 from .modeling_isl import ISLForPreTraining
 
@@ -61,23 +62,12 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
     Raises:
         [`CheckpointError`]: the file is missing, damaged, or not of ISL.
     """
-    try:
-        content = load_checkpoint(path, use_stand_ins=True)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} A file of ISL that torch before 1.6 has written cannot be read safely: load it with the authors' code "
-            "and save its dictionary with a torch of today, and in it `lemniscate` as a dictionary of its `memory`, `params` "
-            "and `affinity_mat`."
-        ) from error
+    content = load_checkpoint(path)
     if not isinstance(content, dict) or "net" not in content:
-        raise CheckpointError(
-            f"{path} is not of ISL: it has no `net`. If the checkpoint is another method's, name it with --method."
-        )
-    state = tensors_of(content["net"], path)
-    if state and all(name.startswith("module.") for name in state):
-        state = under(state, "module.")
+        raise CheckpointError(f"{path} is not of ISL: it has no `net`.")
+    network = tensors_of(content["net"], path)
     generator, discriminator = (tensors_of(content.get(name) or {}, path) for name in ("g_weight", "d_weight"))
-    return OfficialCheckpoint(state, generator, discriminator, **_read_bank(content.get("lemniscate"), path))
+    return OfficialCheckpoint(network, generator, discriminator, **_read_bank(content.get("lemniscate"), path))
 
 
 def _read_bank(bank: Any, path: str | Path) -> dict[str, Any]:
@@ -89,6 +79,7 @@ def _read_bank(bank: Any, path: str | Path) -> dict[str, Any]:
     rows, params = (bank.get("memory"), bank.get("params")) if isinstance(bank, dict) else (None, None)
     if not isinstance(rows, Tensor) or rows.ndim != 2 or not isinstance(params, Tensor) or params.numel() < 2:
         raise CheckpointError(f"{path} holds a memory bank (`lemniscate`) without `memory` or `params`.")
+    tensors_of({"memory": rows, "params": params}, path)
     sets = bank.get("affinity_mat") or ()
     whole = all(isinstance(item, set | list) and all(type(number) is int for number in item) for item in sets)
     if sets and (len(sets) != len(rows) or not whole):
@@ -132,10 +123,7 @@ def _module_name(module: str, name: str) -> str:
         return module
     block = re.fullmatch(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|(?:downsample|shortcut)\.([01]))", module)
     if block is None:
-        raise CheckpointError(
-            f"The tensor {name!r} is not part of a ResNet or an AlexNet. If the checkpoint is another method's, name it with "
-            "--method."
-        )
+        raise CheckpointError(f"The tensor {name!r} is not part of a ResNet or an AlexNet.")
     layer = f"encoder.stages.{int(block[1]) - 1}.layers.{block[2]}"
     if block[3] is None:
         return f"{layer}.shortcut.{('convolution', 'normalization')[int(block[5])]}"
@@ -182,7 +170,7 @@ def backbone_config_from_official(state: Mapping[str, Tensor]) -> PreTrainedConf
     if "conv1.weight" not in state:
         raise CheckpointError("The checkpoint holds neither a ResNet (`conv1`) nor an AlexNet (`features.0`).")
     blocks = [re.match(r"layer(\d)\.(\d+)\.", name) for name in state]
-    depths = [1 + max(int(b[2]) for b in blocks if b and b[1] == stage) for stage in "1234"]
+    depths = [len({b[2] for b in blocks if b and b[1] == stage}) for stage in "1234"]
     last = 3 if "layer1.0.conv3.weight" in state else 2
     small = state["conv1.weight"].shape[-1] == 3
     options: dict[str, Any] = {
@@ -244,23 +232,28 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> ISLForP
         raise CheckpointError("ISL's encoders have no attention: leave --num_attention_heads out.")
     checkpoint = load_official(path)
     state = checkpoint.tensors
+    others = {"generator.": checkpoint.generator, "discriminator.": checkpoint.discriminator}
     with must_fit(path, "an ISL"):
-        model = ISLForPreTraining(config_from_official(checkpoint))
-        model.student.load_state_dict(from_official(state), strict=True)
-        for name in ("generator", "discriminator"):
-            if weights := getattr(checkpoint, name):
-                getattr(model, name).load_state_dict(weights, strict=True)
-                check_round_trip(weights, getattr(model, name).state_dict())
+        weights = {f"student.{name}": tensor for name, tensor in from_official(state).items()}
+        for prefix, network in others.items():
+            weights |= {prefix + name: tensor for name, tensor in network.items()}
+        fresh = tuple(prefix for prefix, network in others.items() if not network)
+        model = filled(ISLForPreTraining, config_from_official(checkpoint), weights, fresh)
         if checkpoint.rows is not None:
             _fill_bank(model, checkpoint)
-    check_round_trip(state, to_official(model.student.state_dict(), state))
-    return model.eval()
+    saved = model.state_dict()
+    check_round_trip(state, to_official(under(saved, "student."), state))
+    for prefix, network in others.items():
+        check_round_trip(network, under(saved, prefix) if network else {})
+    return model
 
 
 def _fill_bank(model: ISLForPreTraining, checkpoint: OfficialCheckpoint) -> None:
     assert checkpoint.rows is not None
     model.make_bank(len(checkpoint.rows))
     assert model.bank is not None
+    if not checkpoint.rows.isfinite().all():
+        raise CheckpointError("The memory bank holds numbers that are not finite.")
     if checkpoint.rows.shape != model.bank.rows.shape:  # it might be broadcast
         raise ValueError(
             f"the memory bank has vectors of {checkpoint.rows.shape[1]} numbers, the projection of "
@@ -276,7 +269,7 @@ def _fill_bank(model: ISLForPreTraining, checkpoint: OfficialCheckpoint) -> None
 
 
 @torch.no_grad()
-def reference_features(path: str | Path, pixel_values: Tensor, num_attention_heads: int | None = None) -> Tensor:
+def reference(path: str | Path, pixel_values: Tensor, config: PreTrainedConfig, which: str | None = None) -> Tensor:
     """
     The pooled features that torchvision's ResNet, or a plain sequence of torch's layers, computes with the tensors of an
     official checkpoint, as they stand in the file.
@@ -284,17 +277,18 @@ def reference_features(path: str | Path, pixel_values: Tensor, num_attention_hea
     Args:
         path (`str` or `Path`): The authors' file.
         pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
-        num_attention_heads (`int`, *optional*): These encoders have none; it is ignored.
+        config (`PreTrainedConfig`): Configuration of the converted encoder; the tensors tell all of it.
+        which (`str`, *optional*): ISL has one encoder, the student.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, feature_size)`.
     """
     tensors = load_official(path).tensors
     state = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in _PROJECTIONS}
-    config: Any = backbone_config_from_official(state)
-    network = _plain_alexnet(config) if config.model_type == "alexnet_bn" else _torchvision_resnet(config)
+    sizes: Any = backbone_config_from_official(state)
+    network = _plain_alexnet(sizes) if sizes.model_type == "alexnet_bn" else _torchvision_resnet(sizes)
     renamed = {name.replace(".shortcut.", ".downsample."): tensor for name, tensor in state.items()}
-    if config.model_type == "alexnet_bn":
+    if sizes.model_type == "alexnet_bn":
         renamed = {_place_in_sequence(name): tensor for name, tensor in state.items()}
     network.load_state_dict(renamed, strict=True)
     features: Tensor = network.eval()(pixel_values)
@@ -346,6 +340,6 @@ __all__ = [
     "convert",
     "from_official",
     "load_official",
-    "reference_features",
+    "reference",
     "to_official",
 ]

@@ -1,74 +1,72 @@
-"""The authors' PatchMix checkpoints to this library's model, and back."""
+"""The authors' PatchMix checkpoints, pretrained, probed and fine-tuned, to this library's model and to stock transformers,
+and back."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy._core import multiarray
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..conversion import (
-    CheckpointError,
     check_round_trip,
-    load_checkpoint,
+    filled,
     must_fit,
-    tensors_of,
-    under,
+    reference_vit,
+    vit_classifier,
+    vit_classifier_to_official,
     vit_config_from_official,
     vit_from_official,
     vit_to_official,
 )
+from ..official_files import CheckpointError, OfficialCheckpoint, read_official, under
 from .configuration_patchmix import PatchMixConfig
 from .modeling_patchmix import PatchMixForPreTraining
 
 
 # Heads of the authors' models by width: those of vit-small are MoCo v3's.
 _OFFICIAL_HEADS = {192: 3, 384: 12, 768: 12}
+_LAYER_NORM_EPS = 1e-6
 _BRANCHES = {"base_encoder.": "student.", "momentum_encoder.": "teacher."}
-# Learning rates in periodic files are numpy's numbers, whose module numpy 2 has renamed.
-_NUMPY_SCALARS = [
-    (multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
-]
 
 
-def load_official(path: str | Path) -> dict[str, Tensor]:
+def load_official(path: str | Path) -> OfficialCheckpoint:
     """
-    The tensors of an official file of a pretraining, read without running any code it may contain.
+    Read an official file without running any code that it may contain.
 
     Args:
-        path (`str` or `Path`): A periodic file, the last one, or only its `state_dict`; names may begin with `module.`.
+        path (`str` or `Path`):
+            Of pretraining, or of a linear probe or fine-tuning: a periodic file, the last one, only its `state_dict`, or a
+            whole pickled module (of which only tensors and numbers are read). Names may begin with `module.`.
 
     Returns:
-        `dict[str, torch.Tensor]`: the tensors, without `module.`.
+        [`~hf_ssl.models.official_files.OfficialCheckpoint`]: the tensors, without `module.`.
 
     Raises:
-        [`CheckpointError`]: the file is missing, damaged, holds other objects than tensors (as a whole pickled module does),
-            or is not of a pretraining.
+        [`CheckpointError`]: the file is missing, damaged, or neither a pretraining nor a classifier of PatchMix.
     """
-    checkpoint = load_checkpoint(path, _NUMPY_SCALARS)
-    if isinstance(checkpoint, dict) and "state_dict" in checkpoint:
-        checkpoint = checkpoint["state_dict"]
-    state = tensors_of(checkpoint, path)
-    if all(name.startswith("module.") for name in state):
-        state = under(state, "module.")
-    if not any(name.startswith("base_encoder.") for name in state):
-        kind = "a linear probe or a fine-tuned classifier" if "head.weight" in state else "something else"
+    checkpoint = read_official(path)
+    if not any(name.startswith("base_encoder.") for name in checkpoint.tensors) and not _is_classifier(
+        checkpoint.tensors
+    ):
         raise CheckpointError(
-            f"{path} is not of a PatchMix pretraining: it has no `base_encoder.`, so it is {kind}. Give the file that the "
-            "pretraining has written (last.pth, or one of its periodic checkpoints)."
+            f"{path} is not of PatchMix: it has neither `base_encoder.`, as what pretraining leaves, nor `head.weight` and "
+            "`head.bias`, as what a linear probe and fine-tuning do."
         )
-    return state
+    return checkpoint
 
 
-def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _is_classifier(state: Mapping[str, Tensor]) -> bool:
+    """Whether it is an encoder and a linear layer on its class token."""
+    return {"cls_token", "head.weight", "head.bias"} <= state.keys()
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     Official tensors under this library's names.
 
     Args:
-        state (`dict[str, torch.Tensor]`): The tensors of an official file, see [`load_official`].
+        state (`Mapping[str, torch.Tensor]`): The tensors of a pretraining, see [`load_official`].
 
     Returns:
         `dict[str, torch.Tensor]`: the state dict of a [`PatchMixForPreTraining`].
@@ -87,20 +85,17 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
         }
     for name in state:
         if not name.startswith(("predictor.", *_BRANCHES)):
-            raise CheckpointError(
-                f"The tensor {name!r} is not part of a PatchMix. If the checkpoint is another method's, name it with "
-                "--method."
-            )
+            raise CheckpointError(f"The tensor {name!r} is not part of a PatchMix.")
     return converted
 
 
-def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     The inverse of [`from_official`]. It takes any tensors that have the shapes of the weights (gradients, updated weights)
     and any subset of whole layers.
 
     Args:
-        state (`dict[str, torch.Tensor]`): Tensors by this library's names.
+        state (`Mapping[str, torch.Tensor]`): Tensors by this library's names.
 
     Returns:
         `dict[str, torch.Tensor]`: the tensors by official names.
@@ -113,14 +108,14 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def config_from_official(state: dict[str, Tensor], num_attention_heads: int | None = None) -> PatchMixConfig:
+def config_from_official(checkpoint: OfficialCheckpoint, num_attention_heads: int | None = None) -> PatchMixConfig:
     """
-    Read the architecture off the shapes of an official checkpoint. What no shape tells (temperature, group size, smoothing,
-    small views) has the authors' values.
+    Read the architecture off the shapes of an official checkpoint of a pretraining. What no shape tells (temperature, group
+    size, smoothing, small views) has the authors' values.
 
     Args:
-        state (`dict[str, torch.Tensor]`):
-            The tensors of an official file, see [`load_official`].
+        checkpoint ([`~hf_ssl.models.official_files.OfficialCheckpoint`]):
+            The checkpoint.
         num_attention_heads (`int`, *optional*):
             Heads of the attention; unset, those of the authors' model of this width.
 
@@ -130,6 +125,7 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     Raises:
         [`CheckpointError`]: there is no ViT encoder, or the heads cannot be told.
     """
+    state = checkpoint.tensors
     projector, predictor = (_linear_layers(under(state, prefix)) for prefix in ("base_encoder.head.", "predictor."))
     if not projector or not predictor:
         raise CheckpointError(
@@ -140,7 +136,7 @@ def config_from_official(state: dict[str, Tensor], num_attention_heads: int | No
     if hidden:
         fields["projection_hidden_dim"] = len(hidden[0])
     backbone_config = vit_config_from_official(
-        under(state, "base_encoder."), num_attention_heads, official_heads=_OFFICIAL_HEADS
+        under(state, "base_encoder."), checkpoint.heads(num_attention_heads), **_untold(checkpoint)
     )
     return PatchMixConfig(
         backbone_config=backbone_config,
@@ -159,43 +155,62 @@ def _linear_layers(head: dict[str, Tensor]) -> list[Tensor]:
     return [weights[index] for index in sorted(weights)]
 
 
-def convert(path: str | Path, num_attention_heads: int | None = None) -> PatchMixForPreTraining:
+def _untold(checkpoint: OfficialCheckpoint) -> dict[str, Any]:
+    """What no tensor tells."""
+    return {"official_heads": _OFFICIAL_HEADS, "layer_norm_eps": checkpoint.layer_norm_eps or _LAYER_NORM_EPS}
+
+
+def convert(path: str | Path, num_attention_heads: int | None = None) -> PreTrainedModel:
     """
-    An official checkpoint as a model of this library.
+    An official checkpoint as a model.
 
     Args:
         path (`str` or `Path`): The authors' file.
-        num_attention_heads (`int`, *optional*): Heads of the attention, where the width does not tell them.
+        num_attention_heads (`int`, *optional*): Heads of the attention, where neither the file nor its width tells them.
 
     Returns:
-        [`PatchMixForPreTraining`]: in eval mode, every weight and statistic taken from the checkpoint.
+        `transformers.PreTrainedModel`: a [`PatchMixForPreTraining`]; of a linear probe or a fine-tuned file a
+        `transformers.ViTForImageClassification`. In eval mode, every weight and statistic taken from the checkpoint.
 
     Raises:
         [`CheckpointError`]: the file cannot be read safely, or does not fit a PatchMix to the last tensor.
     """
-    state = load_official(path)
+    checkpoint = load_official(path)
+    state = checkpoint.tensors
+    model: PreTrainedModel
     with must_fit(path, "a PatchMix"):
-        model = PatchMixForPreTraining(config_from_official(state, num_attention_heads))
-        model.load_state_dict(from_official(state), strict=True)
-    check_round_trip(state, to_official(model.state_dict()))
-    return model.eval()
+        if _is_classifier(state):
+            model = vit_classifier(state, checkpoint.heads(num_attention_heads), **_untold(checkpoint))
+            restored = vit_classifier_to_official(model)
+        else:
+            config = config_from_official(checkpoint, num_attention_heads)
+            model = filled(PatchMixForPreTraining, config, from_official(state))
+            restored = to_official(model.state_dict())
+    check_round_trip(state, restored)
+    return model
 
 
-def official_encoder(path: str | Path, which: str | None = None) -> dict[str, Tensor]:
+def reference(path: str | Path, pixel_values: Tensor, config: PreTrainedConfig, which: str | None = None) -> Tensor:
     """
-    An encoder's tensors as they stand in an official file, under the names of timm's ViT.
+    What timm computes with the tensors of an official file, as they stand in it.
 
     Args:
         path (`str` or `Path`): The authors' file.
+        pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
+        config (`transformers.ViTConfig`): Configuration of the converted encoder or classifier, see
+            [`~hf_ssl.models.conversion.reference_vit`].
         which (`str`, *optional*): `"student"` or `"teacher"`; unset, the teacher if there is one.
 
     Returns:
-        `dict[str, torch.Tensor]`: the tensors.
+        `torch.Tensor` of shape `(batch_size, 1 + num_patches, width)`: the tokens; of a classifier the logits, of shape
+        `(batch_size, num_classes)`.
     """
-    state = load_official(path)
-    teacher = under(state, "momentum_encoder.")
-    encoder = teacher if teacher and which != "student" else under(state, "base_encoder.")
-    return {name: tensor for name, tensor in encoder.items() if not name.startswith("head.")}
+    state = load_official(path).tensors
+    if not _is_classifier(state):
+        teacher = under(state, "momentum_encoder.")
+        branch = teacher if teacher and which != "student" else under(state, "base_encoder.")
+        state = {name: tensor for name, tensor in branch.items() if not name.startswith("head.")}
+    return reference_vit(state, config, pixel_values)
 
 
 __all__ = [
@@ -204,6 +219,6 @@ __all__ = [
     "convert",
     "from_official",
     "load_official",
-    "official_encoder",
+    "reference",
     "to_official",
 ]

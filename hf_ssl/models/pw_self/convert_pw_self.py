@@ -1,24 +1,23 @@
 """The authors' PW-Self checkpoints to this library's model, and back."""
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ..conversion import (
-    CheckpointError,
     check_round_trip,
-    load_checkpoint,
+    filled,
     must_fit,
-    tensors_of,
-    under,
+    reference_vit,
     vit_config_from_official,
     vit_from_official,
     vit_to_official,
 )
+from ..official_files import CheckpointError, StandIn, load_checkpoint, tensors_of, under
 from .configuration_pw_self import PWSelfConfig
 from .modeling_pw_self import PWSelfForPreTraining
 
@@ -52,7 +51,12 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
     Raises:
         [`CheckpointError`]: the file is missing, damaged, holds other objects, or is not of a pretraining.
     """
-    content = load_checkpoint(path, [argparse.Namespace])
+    content = load_checkpoint(path)
+    if isinstance(content, dict) and "best_acc" in content:
+        raise CheckpointError(
+            f"{path} is of PW-Self's linear evaluation, and holds a linear layer without an encoder: give the checkpoint of "
+            "the pretraining (checkpoint.pth, checkpoint0020.pth, …)."
+        )
     if not isinstance(content, dict) or "teacher" not in content:
         raise CheckpointError(
             f"{path} is not of a PW-Self pretraining: it has no `teacher`. Give a checkpoint that pretraining has written "
@@ -62,13 +66,13 @@ def load_official(path: str | Path) -> OfficialCheckpoint:
     for branch in ("student", "teacher"):
         # A file that was cut down to the teacher is as good: the student starts from it.
         state = tensors_of(content.get(branch, content["teacher"]), path)
-        tensors |= {f"{branch}.{name.removeprefix('module.')}": tensor for name, tensor in state.items()}
+        tensors |= {f"{branch}.{name}": tensor for name, tensor in state.items()}
     loss = content.get("dino_loss")
-    if isinstance(loss, dict) and isinstance(loss.get("center"), Tensor):
-        tensors["center"] = loss["center"]
+    if isinstance(loss, dict) and loss.get("center") is not None:
+        tensors |= tensors_of({"center": loss["center"]}, path)
     arguments = content.get("args") or {}
-    if isinstance(arguments, argparse.Namespace):
-        arguments = vars(arguments)
+    if isinstance(arguments, StandIn):  # an argparse.Namespace
+        arguments = arguments.__dict__
     if not isinstance(arguments, dict):
         raise CheckpointError(f"{path} holds a {type(arguments).__name__} as `args`, not the arguments of a script.")
     return OfficialCheckpoint(tensors, arguments)
@@ -174,28 +178,30 @@ def convert(path: str | Path, num_attention_heads: int | None = None) -> PWSelfF
         [`CheckpointError`]: the file cannot be read safely, or does not fit a PW-Self to the last tensor.
     """
     checkpoint = load_official(path)
+    fresh = () if "center" in checkpoint.tensors else ("center",)
     with must_fit(path, "a PW-Self"):
-        model = PWSelfForPreTraining(config_from_official(checkpoint, num_attention_heads))
-        state = from_official(checkpoint.tensors)
-        model.load_state_dict({"center": model.center} | state, strict=True)
-    check_round_trip(
-        checkpoint.tensors, {n: t for n, t in to_official(model.state_dict()).items() if n in checkpoint.tensors}
-    )
-    return model.eval()
+        config = config_from_official(checkpoint, num_attention_heads)
+        model = filled(PWSelfForPreTraining, config, from_official(checkpoint.tensors), fresh)
+    restored = to_official(model.state_dict())
+    check_round_trip(checkpoint.tensors, {name: tensor for name, tensor in restored.items() if name not in fresh})
+    return model
 
 
-def official_encoder(path: str | Path, which: str | None = None) -> dict[str, Tensor]:
+def reference(path: str | Path, pixel_values: Tensor, config: PreTrainedConfig, which: str | None = None) -> Tensor:
     """
-    An encoder's tensors as they stand in an official file, under the names of timm's ViT.
+    The tokens that timm computes with the tensors of an official file, as they stand in it.
 
     Args:
         path (`str` or `Path`): The authors' file.
+        pixel_values (`torch.Tensor` of shape `(batch_size, 3, image_size, image_size)`): Images.
+        config (`transformers.ViTConfig`): Configuration of the converted encoder, see
+            [`~hf_ssl.models.conversion.reference_vit`].
         which (`str`, *optional*): `"student"` or `"teacher"`; unset, the teacher.
 
     Returns:
-        `dict[str, torch.Tensor]`: the tensors.
+        `torch.Tensor` of shape `(batch_size, 1 + num_patches, width)`.
     """
-    return under(load_official(path).tensors, f"{which or 'teacher'}.backbone.")
+    return reference_vit(under(load_official(path).tensors, f"{which or 'teacher'}.backbone."), config, pixel_values)
 
 
 __all__ = [
@@ -205,6 +211,6 @@ __all__ = [
     "convert",
     "from_official",
     "load_official",
-    "official_encoder",
+    "reference",
     "to_official",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import SwinConfig
 
 from ...backbones.modeling_t2t_vit import T2TViTConfig
-from ..conversion import CheckpointError, State
+from ..official_files import CheckpointError, State
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,7 @@ class Names:
                     converted |= {_fill(t, numbers, kind): part for t, part in zip(targets, parts, strict=True)}
                     break
             else:
-                raise CheckpointError(
-                    f"The tensor {prefix + name!r} is not part of a {self.title}. If the checkpoint is another method's, "
-                    "name it with --method."
-                )
+                raise CheckpointError(f"The tensor {prefix + name!r} is not part of a {self.title}.")
         return converted
 
     def to_official(self, state: Mapping[str, Tensor]) -> State:
