@@ -48,7 +48,7 @@ clean:
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev,viz]"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev,viz,onnx]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/transformers4 \
 		transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2  # for tests/hub/test_transformers_4.py only
 	touch $@

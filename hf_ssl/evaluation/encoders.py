@@ -24,9 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..backbones import PositionInterpolation, interpolate_positions
+from ..hub_errors import clear_errors
 from ..models import SSLConfig, SSLPreTrainedModel
 from .features import POOLINGS, has_class_token, num_prefix_tokens, pool_features
 
@@ -116,6 +117,7 @@ class LoadedEncoder:
         position_interpolation (`str`, *optional*, defaults to `"size"`):
             How a ViT's positions are resized for images of other sizes than its own, see
             [`~hf_ssl.backbones.interpolate_positions`].
+        revision (`str`, *optional*): Commit of the Hub that it was loaded from.
     """
 
     def __init__(
@@ -127,11 +129,12 @@ class LoadedEncoder:
         branch: Branch = "auto",
         feature: str | None = None,
         position_interpolation: PositionInterpolation = "size",
+        revision: str | None = None,
     ):
         self.model, self.processor, self.name = model.eval().requires_grad_(False), processor, name
         self.pretraining = None if pretraining is None else pretraining.eval().requires_grad_(False)
         self.branch = branch
-        self.revision: str | None = getattr(model.config, "_commit_hash", None)  # of the Hub
+        self.revision = revision
         self.position_interpolation = position_interpolation
         if model.config.model_type == "vit" and position_interpolation != "size":
             embeddings: Any = model.embeddings
@@ -194,7 +197,7 @@ class LoadedEncoder:
         inputs = pixel_values.to(self.model.device, self.model.dtype)
         if self._is_masked:  # it would draw an order of the patches
             num_patches = (inputs.shape[-2] // side) * (inputs.shape[-1] // side)
-            options["noise"] = torch.arange(num_patches, device=inputs.device).expand(len(inputs), -1)
+            options["noise"] = torch.arange(num_patches, device=inputs.device).expand(inputs.shape[0], -1)
         return self.model(pixel_values=inputs, **self._options, **options)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -319,6 +322,7 @@ def load_encoder(
     Raises:
         `ValueError`: it cannot be loaded, weights are missing, or it has no image processor; or its positions cannot be
         resized as is asked for.
+        [`~hf_ssl.hub_errors.HubError`]: the Hub does not give it.
     """
     for name, value, allowed in (
         ("branch", branch, Branch),
@@ -327,7 +331,7 @@ def load_encoder(
         if value not in get_args(allowed):
             raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(get_args(allowed))}.")
     whole: Any = None
-    try:
+    with clear_errors(f"{model} cannot be evaluated.", model, revision):
         config = _pretraining_config(model, revision)
         if branch == "auto" and not projects:
             encoder, info = AutoModel.from_pretrained(
@@ -351,8 +355,6 @@ def load_encoder(
             _check_complete(info["missing_keys"])
             encoder = whole.export_encoder(None if branch == "auto" else branch)
         processor = AutoImageProcessor.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model} cannot be evaluated. {error}") from error
     if hasattr(encoder.config, "mask_ratio"):
         encoder.config.mask_ratio = 0.0  # a masked autoencoder would hide most of an image
     if position_interpolation == "auto":
@@ -360,8 +362,16 @@ def load_encoder(
     elif position_interpolation == "scale_factor" and encoder.config.model_type != "vit":
         raise ValueError(f"An encoder of type {encoder.config.model_type} resizes positions in its own way only.")
     feature = None if config is None else config.feature
+    commit = extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
     return LoadedEncoder(
-        encoder, processor, public_name(model), whole if projects else None, branch, feature, position_interpolation
+        encoder,
+        processor,
+        public_name(model),
+        whole if projects else None,
+        branch,
+        feature,
+        position_interpolation,
+        commit,
     )
 
 
