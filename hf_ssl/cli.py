@@ -4,6 +4,8 @@ import runpy
 import sys
 from importlib import resources
 
+from .hub_errors import HubError
+
 
 def main() -> None:
     """Run `hf-ssl SCRIPT …` as `python training/SCRIPT.py …` would be."""
@@ -20,4 +22,7 @@ def main() -> None:
         sys.exit(0 if asked_for_help else 2)
     script = sys.argv.pop(1)
     sys.argv[0] = f"hf-ssl {script}"
-    runpy.run_module(f"hf_ssl.scripts.{script}", run_name="__main__")
+    try:
+        runpy.run_module(f"hf_ssl.scripts.{script}", run_name="__main__")
+    except HubError as error:
+        sys.exit(str(error))

@@ -56,7 +56,7 @@ def clear_errors(what: str, name: str, revision: str | None = None) -> Iterator[
                 raise HubError(f"{what} {_in_words(cause, name, revision)}") from None
             if isinstance(cause, HFValidationError):
                 raise ValueError(
-                    f"{what} It is neither a folder here nor an id of the Hub, such as org/name."
+                    f"{what} {name} is neither a folder here nor an id of the Hub, such as org/name."
                 ) from None
         if any(isinstance(cause, _NO_WAY) for cause in causes):
             cached = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
@@ -93,7 +93,8 @@ def _in_words(error: HfHubHTTPError, name: str, revision: str | None) -> str:
     if isinstance(error, RevisionNotFoundError):
         return f"It has no branch, tag or commit {revision or 'main'}{_references(name)}."
     if isinstance(error, RemoteEntryNotFoundError):
-        return f"The Hub has no {error.request.url.path.rpartition('/resolve/')[2] or 'such file'} in it."
+        file = error.response.request.url.path.partition("/resolve/")[2].partition("/")[2]  # after the revision
+        return f"It has no {file or 'such file'}."
     if isinstance(error, DisabledRepoError):
         return "The Hub has disabled it."
     if status == 401:

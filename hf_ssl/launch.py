@@ -1,4 +1,4 @@
-"""What the training scripts share: a run that ends well, and where it starts."""
+"""What the training scripts share: where a run starts, and how it ends."""
 
 import copy
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.trainer_utils import TrainOutput
 
 from .checkpoints import CheckpointError
+from .hub_errors import HubError
 from .stopping import TrainingInterrupted
 from .trainer import NonFiniteLossError, SSLTrainer
 from .training_args import SSLTrainingArguments
@@ -59,6 +60,30 @@ def choose_best_by(training_args: SSLTrainingArguments, metric: str) -> None:
     if training_args.metric_for_best_model in (None, "loss"):  # transformers' own default
         training_args.metric_for_best_model = metric
     training_args.greater_is_better = "loss" not in str(training_args.metric_for_best_model).split("_")
+
+
+def push_and_close(trainer: SSLTrainer) -> None:
+    """
+    End a run: push its folder, if `--push_to_hub` asks for it. A push that fails ends the process with a message, which says
+    how to push the folder later.
+
+    Args:
+        trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, whose folder is finished.
+    """
+    problem = None
+    if trainer.args.push_to_hub:
+        try:
+            report = trainer.push_to_hub()
+            if report is not None:
+                sys.stdout.write(f"\n{report}\n")
+        except (ValueError, HubError) as error:
+            problem = (
+                f"{error}\n{trainer.output_dir} is finished, and nothing of it is lost. To push it later: "
+                f"hf-ssl push {trainer.output_dir} {trainer.hub_model_id}"
+            )
+    trainer.close()
+    if problem is not None:
+        sys.exit(problem)
 
 
 def save_trainer_state(trainer: SSLTrainer) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
+from .hub_errors import clear_errors
 from .models.auto import Method, model_arguments
 from .models.base import SSLConfig, SSLPreTrainedModel
 
@@ -30,14 +31,11 @@ def pretrained_config(model: str, revision: str | None, method: Method) -> SSLCo
 
     Raises:
         `ValueError`: there is no such model, it holds an encoder alone, or it is another method's.
+        [`~hf_ssl.hub_errors.HubError`]: the Hub does not give it.
     """
-    try:
+    what = f"--model {model} cannot be trained on: it has no {SUBFOLDER}/ that can be read, with a whole model."
+    with clear_errors(what, model, revision):
         config = AutoConfig.from_pretrained(model, subfolder=SUBFOLDER, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {model} cannot be trained on: it has no {SUBFOLDER}/ that can be read, with the whole model of a "
-            f"pretraining. {error}"
-        ) from error
     if not isinstance(config, method.config_class):
         raise ValueError(f"--model {model} is a model of type {config.model_type}: set --method {config.model_type}.")
     return config

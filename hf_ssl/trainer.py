@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate import skip_first_batches
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import CommitInfo, upload_folder
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -53,6 +52,9 @@ from .stopping import EpochEndCallback, StopCallback, TrainingInterrupted
 from .training_args import SSLTrainingArguments
 from .views import Draws, save_views
 
+
+if TYPE_CHECKING:
+    from .hub.push import PushReport
 
 logger = logging.get_logger(__name__)
 
@@ -737,7 +739,8 @@ class SSLTrainer(Trainer):
         Args:
             output_dir (`str`, *optional*): Folder; unset, `pretraining/` in the run's folder, whose root is the encoder's.
         """
-        super().save_model(output_dir or str(self.output_dir / "pretraining"), _internal_call)
+        # Trainer would push after a call from outside: the folder is only pushed when all of it is there.
+        super().save_model(output_dir or str(self.output_dir / "pretraining"), _internal_call=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the whole pretraining model under its own parameter names, which resuming needs; no pickled arguments."""
@@ -790,28 +793,56 @@ class SSLTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: in mid-run it would put the pretraining model where the encoder belongs."""
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Make the repository if there is none, and find out before training whether the push at its end would be refused.
+
+        Args:
+            token (`str`, *optional*): Unset, `hub_token`.
+            private (`bool`, *optional*): Whether a new repository is private; unset, `hub_private_repo`.
+
+        Raises:
+            [`~hf_ssl.hub_errors.HubError`]: it would be refused.
+        """
+        from .hub.push import open_repository  # the other modules of hub import this one
+
+        if self.is_world_process_zero():
+            target = open_repository(
+                self.args.hub_model_id or self.output_dir.resolve().name,
+                private=self.args.hub_private_repo if private is None else private,
+                revision=self.args.hub_revision,
+                token=token or self.args.hub_token,
+            )
+            self.hub_model_id = target.repo_id  # type: ignore[assignment]
+
     def push_to_hub(  # type: ignore[override]
         self, commit_message: str = "End of training", revision: str | None = None
-    ) -> CommitInfo | None:
+    ) -> "PushReport | None":
         """
-        Upload `output_dir` as it is, without checkpoints and without what belongs to the training images.
+        Push the finished `output_dir`, see [`~hf_ssl.hub.push_folder`].
 
         Args:
             commit_message (`str`, *optional*): Message of the one commit.
             revision (`str`, *optional*): Branch; unset, `hub_revision`.
 
         Returns:
-            `huggingface_hub.CommitInfo`, or None on processes other than the first.
+            [`~hf_ssl.hub.PushReport`], or None on processes other than the first.
+
+        Raises:
+            `ValueError`: the folder is not whole, or holds something that must not be public.
+            [`~hf_ssl.hub_errors.HubError`]: the Hub does not take it.
         """
+        from .hub.push import push_folder
+
         if not self.is_world_process_zero():
             return None
         if self.hub_model_id is None:
             self.init_hf_repo()
-        return upload_folder(
-            repo_id=str(self.hub_model_id),
-            folder_path=self.output_dir,
+        return push_folder(
+            self.output_dir,
+            str(self.hub_model_id),
+            private=self.args.hub_private_repo,
+            revision=revision or self.args.hub_revision,
             commit_message=commit_message,
             token=self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            ignore_patterns=["*checkpoint-*", "runs/*", "_*", "non_finite_loss.json", "*bank.safetensors"],
         )

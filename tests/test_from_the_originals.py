@@ -24,6 +24,7 @@ from hf_ssl.hub import evaluation_processor, save_published
 from training import convert, copy_detection, finetune, knn, linear, match, pretrain, retrieval
 
 from .data.miniatures import make_copydays, make_revisited
+from .marks import slow
 from .training.common import make_model
 
 
@@ -417,7 +418,7 @@ def check(command, world, printed):
 LARGE = ("swin", "t2t", "resnet50", "alexnet")
 
 
-@pytest.mark.parametrize("method", PAIRS)
+@pytest.mark.parametrize("method", ["PatchMix", *(slow(name) for name in PAIRS if name != "PatchMix")])
 def test_ours_run(method, run, world):
     for _, ours in PAIRS[method]:
         for command in ours:

@@ -32,7 +32,8 @@ from hf_ssl.evaluation import AccuracyMonitor, normalization
 from hf_ssl.figures import draw_vit, plot_curves, require_matplotlib
 from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
+from hf_ssl.hub_errors import clear_errors
+from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
     ClassificationConfig,
@@ -61,6 +62,7 @@ class FinetuneArguments(DataArguments):
             "--backbone."
         },
     )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of --model on the Hub."})
     method: str = field(
         default="relvit",
         metadata={
@@ -129,10 +131,8 @@ def encoder_config(args: FinetuneArguments) -> PreTrainedConfig:
         args.image_size, args.dropout = args.image_size or 224, args.dropout or 0.0
         args.attention_dropout = args.attention_dropout or 0.0
         return build_backbone_config(args, get_method(args.method))
-    try:
-        config = AutoConfig.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"There is no encoder to be loaded from --model {args.model}. {error}") from error
+    with clear_errors(f"There is no encoder to be loaded from --model {args.model}.", str(args.model), args.revision):
+        config = AutoConfig.from_pretrained(args.model, revision=args.revision)
     if isinstance(config, SSLConfig):
         raise ValueError(
             f"{args.model} holds a whole model of pretraining: set --model to the folder above it, that of the encoder."
@@ -161,18 +161,17 @@ def native_size(config: Any) -> int | None:
     return getattr(config, "image_size", None) or of_timm["input_size"][-1]
 
 
-def with_statistics(views: ClassificationViewsConfig, model: str) -> ClassificationViewsConfig:
+def with_statistics(
+    views: ClassificationViewsConfig, model: str, revision: str | None = None
+) -> ClassificationViewsConfig:
     """Mean and standard deviation of the pixels are those of the encoder's own processor, if nothing else is asked for."""
     if views.image_mean is not None and views.image_std is not None:
         return views
     found: Any = IMAGENET
     if model != "none":
-        try:
-            mean, std = normalization(AutoImageProcessor.from_pretrained(model))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"How {model} wants pixels normalized is not known: set --image_mean and --image_std. {error}"
-            ) from error
+        what = f"How {model} wants pixels normalized is not known: set --image_mean and --image_std."
+        with clear_errors(what, model, revision):
+            mean, std = normalization(AutoImageProcessor.from_pretrained(model, revision=revision))
         found = {"image_mean": mean, "image_std": std}
     return replace(views, **{name: list(found[name]) for name in found if getattr(views, name) is None})
 
@@ -323,7 +322,7 @@ def main() -> None:
     config = ClassificationConfig(
         backbone_config=encoder_config(args), num_labels=data.num_classes, **vars(model_args)
     )
-    views_config = with_statistics(views_config, args.model)
+    views_config = with_statistics(views_config, args.model, args.revision)
     views = ClassificationViews(views_config, config, training_args.seed)
     mean, std, interpolation = (
         views_config.image_mean,
@@ -339,7 +338,7 @@ def main() -> None:
     set_seed(training_args.seed)
     model = ClassifierForTraining(config)
     if args.model != "none":
-        model.load_encoder(args.model)
+        model.load_encoder(args.model, revision=args.revision)
     trainer = SSLTrainer(
         model, training_args, make_source(train_images, views), views, monitor, processing_class=processor
     )
@@ -359,9 +358,7 @@ def main() -> None:
     }
     if trainer.is_world_process_zero():
         finish(args, trainer, processor, data, measured, selection, seconds)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.close()
+    push_and_close(trainer)
 
 
 if __name__ == "__main__":

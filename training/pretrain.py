@@ -33,7 +33,7 @@ from hf_ssl.figures import (
 )
 from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import choose_best_by, resume_point, save_trainer_state, train
+from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
 from hf_ssl.models import SSLConfig, get_method
 from hf_ssl.pretrained import load_pretrained
 from hf_ssl.trainer import SSLTrainer
@@ -317,9 +317,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         validated = {} if validation is None else validation.last
         finish(args, trainer, monitor, validated, data, seconds, trained.global_step - trainer.first_step)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    trainer.close()
+    push_and_close(trainer)
 
 
 def check_selection(

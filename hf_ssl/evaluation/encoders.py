@@ -22,7 +22,7 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -347,6 +347,7 @@ def load_encoder(
             if encoder.main_input_name != "pixel_values":
                 raise ValueError(f"A {type(encoder).__name__} takes {encoder.main_input_name}, and not images alone.")
         elif config is None:
+            cached_file(model, CONFIG_NAME, revision=revision)  # which raises, if the Hub gives nothing at all
             raise ValueError(f"There is no {_PRETRAINING}/ in it, and so no student, teacher or projection.")
         else:
             whole, info = AutoModelForPreTraining.from_pretrained(

@@ -1,22 +1,30 @@
 """The model card of a classifier that was fine-tuned, or trained from scratch."""
 
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from huggingface_hub.constants import REPOCARD_NAME
 
 from ..arguments import dataset_name
 from ..backbones import ENCODERS, describe_encoder
 from ..data import ImageData
-from ..models import get_method
 from ..trainer import SSLTrainer
-from .model_card import needs_remote_code
-from .run_card import dataset_id_of, describe_clipping, describe_hardware, describe_schedule
+from .base_model import license_of, pretraining_of
+from .eval_results import write_eval_results
+from .export import write_atomically
+from .model_card import CardResult, ModelCardInfo, needs_remote_code, render_card, today
+from .run_card import (
+    dataset_id_of,
+    describe_clipping,
+    describe_optimizer,
+    describe_run,
+    describe_schedule,
+    describe_view,
+    describe_warmup,
+    library_versions,
+    model_id_of,
+    name_of_run,
+)
 
 
 def write_classifier_card(
@@ -27,7 +35,7 @@ def write_classifier_card(
     figures: dict[str, str],
 ) -> None:
     """
-    Write `README.md` into the output folder of a run of fine-tuning.
+    Write `README.md` and `.eval_results/` into the output folder of a run of fine-tuning.
 
     Args:
         trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, after training.
@@ -37,88 +45,105 @@ def write_classifier_card(
         figures (`dict[str, str]`): Captions of its pictures, by their names in `figures/`.
     """
     args, config = trainer.args, trainer.model.config
-    dataset, dataset_id = dataset_name(arguments["dataset"]), dataset_id_of(arguments["dataset"])
-    name = trainer.output_dir.resolve().name
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
-    is_pretrained = arguments["model"] != "none"
-    top = (1, 5) if data.num_classes and data.num_classes > 5 else (1,)
-    prefix, other = (
-        ("finetune_ema_", "finetune_") if results.get("encoder") == "teacher" else ("finetune_", "finetune_ema_")
-    )
-    accuracy = {k: results[f"{prefix}top{k}"] for k in top}
-    metadata = ModelCardData(
-        model_name=name,
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["hf_ssl"],
-        datasets=[dataset_id] if dataset_id else None,
-        base_model=_hub_id(arguments["model"]),
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=dataset_id or dataset,
-                dataset_name=dataset,
-                dataset_split=results["split"],
-                metric_type="accuracy",
-                metric_name=f"top-{k} accuracy (%)",
-                metric_value=round(accuracy[k], 2),
-            )
-            for k in top
-        ],
-    )
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(
-        files("hf_ssl.card_templates").joinpath("classifier_template.md").read_text("utf-8")
-    )
-    origin = "It was trained from scratch."
-    if is_pretrained:
+    views: Any = trainer.views
+    dataset, model = dataset_name(arguments["dataset"]), arguments["model"]
+    origin, license = "It was trained from scratch.", "apache-2.0"
+    about: dict[str, Any] = {}
+    if model != "none":
+        license, about = license_of(model, arguments["revision"]), pretraining_of(model, arguments["revision"])
         frozen = "; the encoder was kept as it was" if config.freeze_encoder else ""
-        origin = f"It was fine-tuned from the pretrained encoder {_public_name(arguments['model'])}{frozen}."
-    content = template.render(
-        name=name,
-        metadata=metadata.to_yaml().strip(),
-        encoder=_describe(config.backbone_config),
+        origin = (
+            f"It was fine-tuned from the pretrained encoder `{model_id_of(model) or dataset_name(model)}`{frozen}."
+        )
+    info = ModelCardInfo(
+        model_name=name_of_run(trainer),
+        repo_id=trainer.hub_model_id,
+        **about,
+        backbone=_describe(config.backbone_config),
         num_classes=config.num_labels,
         origin=origin,
-        location=trainer.hub_model_id or "path/to/this/folder",
-        trust=", trust_remote_code=True" if needs_remote_code(config.backbone_config) else "",
+        base_model=model_id_of(model),
+        trust_remote_code=needs_remote_code(config.backbone_config),
         dataset=dataset,
-        image_size=config.backbone_config.image_size,
-        hardware=f"{describe_hardware(trainer)}, {results['train_seconds'] / 60:.1f} minutes",
-        results=results,
-        accuracy=accuracy,
-        is_average=results.get("encoder") == "teacher",
-        other_top1=results.get(f"{other}top1"),
-        figures=figures,
+        dataset_id=dataset_id_of(arguments["dataset"]),
+        num_train_images=trainer.num_train_images,
+        limitations=f"""It knows the classes that it was trained on, and no others: every image is given one of them.
+It was trained to do so on images of {dataset}, at {config.backbone_config.image_size} pixels: expect it to be worse for other
+kinds of images. It inherits whatever biases these have; nothing is known about its fairness or its robustness.""",
         training={
             "recipe": f"{arguments['method']}/{Path(arguments['recipe']).stem}",
             "optimizer steps": trainer.state.global_step,
             "images per step": trainer.images_per_step,
+            "optimizer": describe_optimizer(args),
             "peak learning rate": args.learning_rate,
             "schedule": describe_schedule(args),
+            "warm-up": describe_warmup(args),
             "weight decay": f"{args.weight_decay:g}",
             "layer decay": f"{args.layer_decay:g}",
             "gradient clipping": describe_clipping(args),
             "stochastic depth": f"{config.drop_path_rate:g}",
             "label smoothing": f"{config.label_smoothing:g}",
-            **_augmentation(trainer.views),
+            **_augmentation(views.config),
             **({} if config.ema_decay is None else {"moving average": f"decay {config.ema_decay:.10g}"}),
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
         },
-        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
-        criterion="the accuracy" if metric == f"{prefix}top1" else f"`{metric}`",
-        citation=_citation(arguments["model"]),
+        results=_results(results, str(args.metric_for_best_model), arguments["dataset"], data),
+        figures={f"figures/{name}": caption for name, caption in figures.items()},
+        hardware=describe_run(trainer, results["train_seconds"]),
+        versions=library_versions(),
+        license=license,
     )
-    ModelCard(content).save(trainer.output_dir / "README.md")
+    card = render_card(info)
+    write_eval_results(trainer.output_dir, info.results, of_new_model=True)
+    write_atomically(trainer.output_dir / REPOCARD_NAME, str(card))
+
+
+def _results(results: dict[str, Any], best_by: str, dataset: str, data: ImageData) -> list[CardResult]:
+    """Top-1 accuracy; top-5 as well, where it says something."""
+    is_average = results.get("encoder") == "teacher"
+    prefix, other = ("finetune_ema_", "finetune_") if is_average else ("finetune_", "finetune_ema_")
+    metric = best_by.removeprefix("eval_")
+    criterion = "the accuracy" if metric == f"{prefix}top1" else f"`{metric}`"
+    images = f"{results['num_test_images']:,} {results['split']} images"
+    if results["selected_by"] is None:
+        selection = "the model at the end of its training, in which no label of these images had a part"
+    elif results["selected_by"] == f"{results['split']} images":
+        selection = (
+            f"the best of all epochs was chosen by {criterion} on these same images, as in the code of most authors, so that "
+            "the number is too high by a little"
+        )
+    else:
+        selection = f"the best of all epochs was chosen by {criterion} on {results['selected_by']}"
+    outcomes = []
+    if results["selected_by"] == f"{results['split']} images" and results["last_epoch_top1"] is not None:
+        outcomes.append(f"at the last evaluation of the training top-1 was {results['last_epoch_top1']:.2f} %")
+    if f"{other}top1" in results:
+        weights = "the weights themselves have" if is_average else "the moving average of the weights has"
+        outcomes.append(f"{weights} {results[f'{other}top1']:.2f} % top-1")
+    return [
+        CardResult(
+            value=results[f"{prefix}top{k}"],
+            metric_name=f"top-{k} accuracy (%)",
+            metric_type="accuracy",
+            dataset=dataset_name(dataset),
+            dataset_id=dataset_id_of(dataset),
+            dataset_revision=results.get("dataset_revision"),
+            split=results["split"],
+            protocol=f"{images}, each once, through the image processor of this repository; "
+            f"{'the moving average of the trained weights' if is_average else 'the trained weights'}; {selection}",
+            outcome="; ".join(outcomes) or None,
+            date=today(),
+        )
+        for k in ((1, 5) if (data.num_classes or 0) > 5 else (1,))
+    ]
 
 
 def _augmentation(views: Any) -> dict[str, str]:
-    """What is done to images beside crops and colors, where it is."""
+    """What is done to images, where something is."""
     names = {"auto_augment": "augmentation", "mixup": "mixup", "cutmix": "CutMix"}
-    values = {title: getattr(views.config, name) for name, title in names.items()}
-    return {title: str(value) for title, value in values.items() if value}
+    mixed = {title: str(value) for name, title in names.items() if (value := getattr(views, name))}
+    return {"view": describe_view(views.view)} | mixed
 
 
 def _describe(config: Any) -> str:
@@ -126,24 +151,6 @@ def _describe(config: Any) -> str:
     if config.model_type in ("vit", "swin", *ENCODERS):
         return describe_encoder(config)
     return f"An encoder of type {config.model_type} for {config.image_size}-pixel images"
-
-
-def _hub_id(model: str) -> str | None:
-    """The id of an encoder of the Hub."""
-    return model if model != "none" and model.count("/") == 1 and not Path(model).expanduser().exists() else None
-
-
-def _citation(model: str) -> str | None:
-    """Of the method that an encoder was pretrained with, where the folder tells."""
-    path = Path(model).expanduser() / "pretraining" / "config.json"
-    if not path.is_file():
-        return None
-    return get_method(json.loads(path.read_text())["model_type"]).citation
-
-
-def _public_name(model: str) -> str:
-    """What an encoder is called in public: no path of a machine."""
-    return f"`{_hub_id(model) or Path(model).expanduser().resolve().name}`"
 
 
 __all__ = ["write_classifier_card"]

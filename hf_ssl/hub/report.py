@@ -4,19 +4,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers.image_utils import PILImageResampling
 
+from .eval_results import write_eval_results
 from .export import write_atomically, write_results
-from .model_card import CardResult, index_entry
+from .model_card import BEGIN, END, CardResult, index_entry, today
 
 
-# What stands between these in a card is written anew; nothing else is touched.
-BEGIN, END = "<!-- hf_ssl: evaluation -->", "<!-- /hf_ssl: evaluation -->"
 # Names of a protocol's numbers in `all_results.json`.
 _NAMES = {
     "knn_protocol": r"knn_top[15](_k\d+)?$",
@@ -90,7 +89,7 @@ def evaluation_results(results: Mapping[str, Any], dataset_id: str | None = None
     for name in ("retrieval_protocol", "copy_detection_protocol"):
         if name in results:
             found += _mean_precisions(results, name, dataset_id)
-    return found
+    return [replace(result, date=today()) for result in found]
 
 
 def _pair(
@@ -241,21 +240,15 @@ def report_table(results: Sequence[CardResult]) -> str:
     """
     encoders = {(result.settings["model"], result.settings["encoder"], _weights(result)) for result in results}
     times = Counter(encoder[:2] for encoder in encoders)
-    notes = list(dict.fromkeys(map(_note, results)))
+    notes = list(dict.fromkeys(result.note for result in results))
     rows = ["| model | evaluation | data | value | protocol |", "|---|---|---|---|---|"]
     for result in results:
         model = result.settings["model"]
         if times[model, result.settings["encoder"]] > 1:  # others have the same name
             model += f" ({_weights(result)[:16]})"
         cells = [model, result.metric_name, f"{result.dataset}, {result.split}", f"**{result.value:.2f}**"]
-        rows.append(f"| {' | '.join(cells)} | {notes.index(_note(result)) + 1} |")
+        rows.append(f"| {' | '.join(cells)} | {notes.index(result.note) + 1} |")
     return "\n".join([*rows, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1)), ""])
-
-
-def _note(result: CardResult) -> str:
-    """How a number was measured, in sentences."""
-    texts = [text for text in (result.protocol, result.outcome) if text]
-    return " ".join(f"{text[0].upper()}{text[1:]}." for text in texts)
 
 
 def report(results: Sequence[CardResult], figures: Mapping[str, str]) -> str:
@@ -299,8 +292,8 @@ def write_report(
 
 def add_to_card(path: Path, results: Sequence[CardResult], figures: Mapping[str, str]) -> None:
     """
-    Write results into a model card: into its model-index, and into a section of their own between two comments, which takes
-    the place of an earlier one. A new one comes before the limitations, or at the end.
+    Write results into a model card: into its model-index, into `.eval_results/` beside it, and into a section of their own
+    between two comments, which takes the place of an earlier one. A new one comes before the limitations, or at the end.
 
     Args:
         path (`Path`): The card, a README.md.
@@ -324,6 +317,7 @@ def add_to_card(path: Path, results: Sequence[CardResult], figures: Mapping[str,
         limitations = re.search(r"^## Limitations\s*$", card.text, re.MULTILINE)
         place = limitations.start() if limitations else len(card.text)
         card.text = f"{card.text[:place].rstrip()}\n\n{section}\n\n{card.text[place:]}".rstrip() + "\n"
+    write_eval_results(path.parent, results)
     write_atomically(path, str(card))
 
 

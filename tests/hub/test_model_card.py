@@ -9,6 +9,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_ssl.evaluation.features import POOLINGS, extract_features
+from hf_ssl.hub import add_to_card
 from hf_ssl.hub.model_card import FEATURES, CardResult, ModelCardInfo, render_card
 from hf_ssl.models.reported import ReportedResults
 
@@ -77,6 +78,15 @@ def converted_info(**changes):
     return bare_info(**({"dataset": None} | conversion | changes))
 
 
+def classifier_info(**changes):
+    return make_info(
+        **(
+            {"num_classes": 10, "origin": "It was fine-tuned from the pretrained encoder `vit`.", "pooling": None}
+            | changes
+        )
+    )
+
+
 def code_block(card):
     return re.search(r"```python\n(.*?)```", card.text, re.DOTALL).group(1)
 
@@ -107,6 +117,9 @@ def test_metadata_round_trips(tmp_path):
         bare_info(),
         bare_info(reported=ReportedResults(**REPORTED | {"note": None})),
         bare_info(trust_remote_code=True, uses_labels=True),
+        bare_info(pooling="class_token"),
+        classifier_info(),
+        classifier_info(license="unknown", uses_labels=True),
         converted_info(),
         converted_info(
             reported=ReportedResults(**REPORTED), conversion_notes=["It was checked.", "It is the teacher."]
@@ -129,7 +142,10 @@ def test_results_table():
     assert "| evaluation | data | this model | before training | raw pixels |\n|---|---|---|---|---|\n" in text
     assert "| kNN top-1 (%) | CIFAR-10, test | **51.23** | 31.20 | 35.44 |\n" in text
     assert "| kNN top-5 (%) | CIFAR-10, test | **90.00** | 80.00 | – |\n" in text
-    assert "- kNN top-1 (%), kNN top-5 (%): weighted kNN, k = 20" in text
+    assert (
+        "- kNN top-1 (%), kNN top-5 (%): Weighted kNN, k = 20, temperature 0.07, all training images as bank.\n"
+        in text
+    )
     assert "| steps | 1950 |\n| learning rate | 0.0005 |\n" in text
     assert "50,000 images of CIFAR-10, no labels." in text
     assert "![Loss and kNN accuracy during training](figures/curves.png)" in text
@@ -211,6 +227,59 @@ def test_every_pooling_is_explained():
     assert tuple(FEATURES) == POOLINGS
 
 
+@pytest.mark.parametrize(
+    ("num_prefix_tokens", "code"),
+    [(0, "last_hidden_state.mean(dim=1)"), (1, "last_hidden_state[:, 1:].mean"), (5, "last_hidden_state[:, 5:].mean")],
+)
+def test_tokens_that_stand_for_no_patch(num_prefix_tokens, code):
+    assert f"model(**inputs).{code}" in code_block(render_card(make_info(num_prefix_tokens=num_prefix_tokens)))
+
+
+def test_pipeline_only_where_it_gives_the_feature():
+    for pooling in POOLINGS:
+        text = render_card(make_info(pooling=pooling)).text
+        assert ('pipeline("image-feature-extraction"' in text) == (pooling != "patch_mean")
+        assert ("is another\nfeature" in text) == (pooling == "patch_mean")
+
+
+def test_classifier_without_a_method():
+    """Of somebody else's encoder, or of none: nothing is said of a method that is not known."""
+    nothing = dict.fromkeys(("method", "method_summary", "paper_title", "arxiv_id", "bibtex"))
+    card = render_card(classifier_info(**nothing, base_model="someone/vit"))
+    assert card.data.tags == ["hf_ssl"] and card.data.base_model == "someone/vit"
+    assert "which tells which of 10 classes an image belongs to. It was fine-tuned from" in card.text
+    for absent in ("None", "Citation", "papers/", "bibtex", "pretraining/", "hf-ssl finetune", "Train it further"):
+        assert absent not in card.text, absent
+    with_method = render_card(classifier_info())
+    assert "That encoder was pretrained without labels with RelViT ([Where are my Neighbors?](" in with_method.text
+    assert "RelViT" in with_method.text and "## Citation" in with_method.text and "no labels" not in with_method.text
+
+
+def test_license_of_what_a_classifier_began_as():
+    text = render_card(classifier_info(license="cc-by-nc-4.0")).text
+    assert "The weights are licensed `cc-by-nc-4.0`." in text and "apache" not in text
+    card = render_card(classifier_info(license="unknown"))
+    assert card.data.license == "unknown" and "the training began with is not known to us: look it up" in card.text
+
+
+def test_place_of_evaluations(tmp_path):
+    """Between the results and what the authors report, whether there are results or not."""
+    reported = ReportedResults(**REPORTED)
+    result = CardResult(
+        value=12.5, metric_name="linear", metric_type="accuracy", dataset="photos", split="test", protocol="probe"
+    )
+    result.settings = {"model": "run", "encoder": "auto"}
+    for make in (make_info, bare_info, converted_info):
+        path = tmp_path / "README.md"
+        render_card(make(reported=reported)).save(path)
+        before = path.read_text()
+        add_to_card(path, [result], {})
+        after = path.read_text()
+        assert after.index("**12.50**") < after.index("## What the authors report")
+        assert ("has not been evaluated" in before) == (make is not make_info)
+        assert "has not been evaluated" not in after and after.count("## Evaluation\n") == 1
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_code_gives_the_evaluated_feature(tmp_path, monkeypatch, pooling):
     config = ViTConfig(
@@ -240,6 +309,8 @@ def test_code_gives_the_evaluated_feature(tmp_path, monkeypatch, pooling):
         ({"num_train_images": None}, "trained or converted"),
         ({"num_train_images": None, "converted_from": "last.pth"}, "trained or converted"),
         ({"dataset": None, "converted_from": "/home/me/last.pth"}, "`converted_from`"),
+        ({"bibtex": None}, "`bibtex`, or, where `origin` tells another one, none of them"),
+        (dict.fromkeys(("method", "method_summary", "paper_title", "arxiv_id", "bibtex")), "none of them"),
     ],
 )
 def test_errors(changes, message):
@@ -247,6 +318,7 @@ def test_errors(changes, message):
         render_card(make_info(**changes))
 
 
-def test_dataset_id_must_be_a_hub_id():
+@pytest.mark.parametrize("name", ["dataset_id", "repo_id", "base_model"])
+def test_ids_must_be_hub_ids(name):
     with pytest.raises(HFValidationError):
-        render_card(make_info(dataset_id="photos/of/mine"))
+        render_card(make_info(**{name: "photos/of/mine"}))

@@ -221,10 +221,10 @@ def test_card(request, run):
     results, card = results_of(folder), ModelCard.load(folder / "README.md")
     text = " ".join(card.text.split())
     sentences = {
-        "from_scratch": "This is the model at the end of its training; no label of these images had a part in it.",
+        "from_scratch": "the model at the end of its training, in which no label of these images had a part.",
         "best_of_test": "chosen by the accuracy on these same images, as in the code of most authors, so that the number is "
-        "too high by a little: at the last evaluation of the training it was 30.00 %.",
-        "best_of_held_out": "The best of all epochs was chosen by the accuracy on held-out training images.",
+        "too high by a little. At the last evaluation of the training top-1 was 30.00 %.",
+        "best_of_held_out": "the best of all epochs was chosen by the accuracy on held-out training images.",
     }
     for name, sentence in sentences.items():
         assert (sentence in text) == (name == run)
@@ -234,7 +234,7 @@ def test_card(request, run):
     for number in (
         f"**{results['finetune_top1']:.2f}**",
         f"**{results['finetune_top5']:.2f}**",
-        "Protocol: 60 images",
+        ": 60 test images, each once, through the image processor of this repository; the trained weights;",
     ):
         assert number in text
     assert "160 images of digits" in text and "which of 10 classes" in text and "16-pixel images" in text

@@ -155,8 +155,8 @@ def test_what_a_run_leaves(whole):
     assert not torch.equal(published, saved["classifier.weight"])
     card = ModelCard.load(whole / "README.md")
     text = " ".join(card.text.split())
-    other = f"the weights themselves have a top-1 accuracy of {results['finetune_top1']:.2f} %"
-    assert f"This is the moving average of the trained weights; {other}" in text
+    assert "the moving average of the trained weights; the best of all epochs" in text
+    assert f"the weights themselves have {results['finetune_top1']:.2f} % top-1." in text
     assert "chosen by the accuracy on these same images" in text
     assert card.data.eval_results[0].metric_value == round(results["finetune_ema_top1"], 2)
     for row in ("moving average | decay 0.6", f"augmentation | {POLICY}", "mixup | 0.8", "CutMix | 1.0"):
@@ -190,7 +190,8 @@ def test_weights_in_the_place_of_their_average(tmp_path, monkeypatch):
     saved = load_file(tmp_path / "run" / "checkpoint-5" / "model.safetensors")
     published = AutoModelForImageClassification.from_pretrained(tmp_path / "run").classifier.weight
     assert torch.equal(published, saved["classifier.weight"]) and results_of(tmp_path / "run")["encoder"] == "student"
-    assert "These are the trained weights; their moving average has" in (tmp_path / "run" / "README.md").read_text()
+    text = (tmp_path / "run" / "README.md").read_text()
+    assert "repository; the trained weights; " in text and "he moving average of the weights has " in text
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["best_metric"] == pytest.approx(results_of(tmp_path / "run")["finetune_top1"])
 

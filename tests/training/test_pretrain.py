@@ -30,7 +30,8 @@ from .common import make_backbone
 SCRIPTS = Path(__file__).parents[2] / "training"
 RECIPES = SCRIPTS / "recipes"
 TINY = ["--backbone", "vit-micro", "--image_size", "16", "--patch_size", "4", "--per_device_train_batch_size", "8"]
-SHORT = ["--max_steps", "4", "--logging_steps", "2", "--eval_steps", "2", "--knn_query_samples", "50"]
+SHORT = ["--max_steps", "4", "--logging_steps", "2", "--eval_steps", "2"]
+SHORT += ["--knn_query_samples", "50", "--knn_bank_samples", "300", "--validation_samples", "50"]
 
 
 def pretrain(monkeypatch, *flags) -> None:
