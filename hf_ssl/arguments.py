@@ -63,7 +63,8 @@ class PretrainArguments(DataArguments):
         default=None,
         metadata={
             "help": "Train on from the whole model in pretraining/ of this folder or Hub id (student, teacher, heads): its "
-            "encoder, options and views count more than a recipe's, and flags win; unset, from random weights."
+            "encoder, options and views count more than a recipe's, and flags win; unset, from random weights. ISL's memory "
+            "bank begins anew."
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of --model on the Hub."})
@@ -309,16 +310,19 @@ def parse_with_recipe(
         argv, return_remaining_strings=True
     )[:1]
     method = get_method(first.method)
-    if first.model is not None and first.mode is not None:
-        raise ValueError(f"--mode {first.mode}: --model {first.model} brings what it learns; leave --mode out.")
     recipe = read_recipe(recipes, first.method, first.recipe, first.dataset)
+    model, revision = first.model or recipe.get("model"), first.revision or recipe.get("revision")
+    if model is not None and first.mode is not None:
+        raise ValueError(f"--mode {first.mode}: --model {model} brings what it learns; leave --mode out.")
+    if model is None and revision is not None:
+        raise ValueError(f"--revision {revision} is that of a --model, and none is given.")
     mode = first.mode or recipe.get("mode") or next(iter(method.config_class.modes))
     mode_values, recipe = (flat_values(method.views_config_class, v) for v in (_mode_values(method, mode), recipe))
     values = {**mode_values, **recipe, "mode": mode}
-    if first.model is not None:
-        config = pretrained_config(first.model, first.revision, method)
-        of_model = pretrained_values(first.model, first.revision, config)
-        values |= {**flat_values(method.views_config_class, of_model), "backbone": first.model}
+    if model is not None:
+        config = pretrained_config(model, revision, method)
+        of_model = pretrained_values(model, revision, config)
+        values |= {**flat_values(method.views_config_class, of_model), "backbone": model}
     return parse_over(values, script_arguments, method.config_class, method.views_config_class, first.method, argv)
 
 

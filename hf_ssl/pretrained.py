@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils.hub import cached_file
 
 from .hub_errors import clear_errors
@@ -52,7 +52,12 @@ def pretrained_values(model: str, revision: str | None, config: SSLConfig) -> di
 
     Returns:
         `dict[str, Any]`: values of arguments by name: the mode, the method's own options, the sizes of the encoder's images
-        and patches, and the views that it was trained on, where they were recorded.
+        and patches, how its images are normalized and cropped in evaluations, and the views that it was trained on, where
+        they were recorded.
+
+    Raises:
+        `ValueError`: a file cannot be read.
+        [`~hf_ssl.hub_errors.HubError`]: the Hub does not give it.
     """
     options = {item.name: getattr(config, item.name) for item in fields(model_arguments(type(config)))}
     encoder: Any = config.backbone_config
@@ -61,11 +66,19 @@ def pretrained_values(model: str, revision: str | None, config: SSLConfig) -> di
         sizes |= {"dropout": encoder.hidden_dropout_prob, "attention_dropout": encoder.attention_probs_dropout_prob}
     has_labels = "classification" in options.get("tasks", ())
     mode = next(name for name, own in config.modes.items() if ("classification" in own.get("tasks", ())) == has_labels)
-    path = cached_file(
-        model, "views.json", subfolder=SUBFOLDER, revision=revision, _raise_exceptions_for_missing_entries=False
-    )
+    with clear_errors(f"--model {model} cannot be trained on.", model, revision):
+        processor: Any = AutoImageProcessor.from_pretrained(model, subfolder=SUBFOLDER, revision=revision)
+        path = cached_file(
+            model, "views.json", subfolder=SUBFOLDER, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
     views = {} if path is None else json.loads(Path(path).read_text())
-    return {**options, **sizes, **views, "mode": mode}
+    crops = getattr(processor, "do_center_crop", False)
+    transform = {
+        "image_mean": list(processor.image_mean),
+        "image_std": list(processor.image_std),
+        "eval_crop_ratio": encoder.image_size / processor.size["shortest_edge"] if crops else 1.0,
+    }
+    return {**options, **sizes, **transform, **views, "mode": mode}
 
 
 def load_pretrained(model: str, revision: str | None, config: SSLConfig, method: Method) -> SSLPreTrainedModel:
@@ -85,14 +98,15 @@ def load_pretrained(model: str, revision: str | None, config: SSLConfig, method:
         `ValueError`: the weights are not those of the configuration.
     """
     try:
-        loaded, info = method.model_class.from_pretrained(
-            model,
-            subfolder=SUBFOLDER,
-            revision=revision,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with clear_errors(f"--model {model} cannot be trained on.", model, revision):
+            loaded, info = method.model_class.from_pretrained(
+                model,
+                subfolder=SUBFOLDER,
+                revision=revision,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except RuntimeError as error:  # other shapes
         raise ValueError(f"--model {model} does not fit the options of this run. {error}") from error
     others = sorted({*info["missing_keys"], *info["unexpected_keys"]})

@@ -175,6 +175,10 @@ class SSLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "label_smoothing_factor is not used: the losses are the models' own. Set --label_smoothing in fine-tuning."
             )
+        if self.push_to_hub and not self.do_train:
+            raise ValueError(
+                "push_to_hub is for what was trained; a folder that is there is pushed with `hf-ssl push FOLDER NAME`."
+            )
         if self.hub_strategy != "end":
             raise ValueError(
                 f"hub_strategy={self.hub_strategy!r}: a push in mid-run would put the pretraining model where the encoder "

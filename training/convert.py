@@ -24,6 +24,7 @@ from hf_ssl.hub import (
     write_conversion_card,
 )
 from hf_ssl.models import METHODS, Method, SSLPreTrainedModel, get_method, recognize_checkpoint
+from hf_ssl.models.conversion import must_fit
 
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -139,8 +140,10 @@ def convert(args: ConvertArguments) -> None:
     which = None if args.encoder == "auto" else args.encoder
     with whole_folder(args.output_dir) as folder:
         checkpoint = find_checkpoint(args.checkpoint)
-        method = choose_method(args.method, checkpoint.path)
-        model = method.convert(checkpoint.path, args.num_attention_heads)
+        with must_fit(checkpoint.path, "any method"):
+            method = choose_method(args.method, checkpoint.path)
+        with must_fit(checkpoint.path, method.title):
+            model = method.convert(checkpoint.path, args.num_attention_heads)
         processor = make_processor(args, method, model)
         if isinstance(model, SSLPreTrainedModel):
             export_run(model, processor, folder, which)

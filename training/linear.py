@@ -108,7 +108,9 @@ def parse(argv: Sequence[str]) -> tuple[LinearArguments, SSLTrainingArguments, A
 
 
 def check(training_args: SSLTrainingArguments) -> None:
-    """Refuse what would make one classifier depend on the others."""
+    """Refuse what would make one classifier depend on the others, and what has no meaning here."""
+    if training_args.push_to_hub:
+        raise ValueError("A probe measures an encoder, and leaves no model for the Hub: leave --push_to_hub out.")
     if training_args.optim != "sgd" or training_args.weight_decay or training_args.max_grad_norm:
         raise ValueError(
             "Classifiers are trained side by side by SGD, without weight decay and clipping: set --optim sgd, "

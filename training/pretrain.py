@@ -195,6 +195,8 @@ def evaluate_only(
     `--do_train false`: measure the model that an earlier run left in the output folder; what it holds of its training images
     is only used with these images.
     """
+    if args.model is not None:
+        raise ValueError(f"--do_train false measures the model in --output_dir: leave --model {args.model} out.")
     output_dir = Path(str(training_args.output_dir))
     folder = output_dir / "pretraining"
     for_the_end(args, monitor, args.recompute)

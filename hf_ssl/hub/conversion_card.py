@@ -10,10 +10,12 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedModel
 from ..backbones import describe_encoder
 from ..models import Method, SSLPreTrainedModel
 from .checkpoint_file import CheckpointFile
+from .export import published_branch
 from .model_card import ModelCardInfo, method_info, needs_remote_code, render_card
 
 
-_LIMITATIONS = """Nothing was measured by us: neither how good the model is, nor how fair or robust.
+_LIMITATIONS = """Beyond the numbers on this card, if there are any, nothing is known to us: neither how good the model is,
+nor how fair or robust.
 Expect it to be worse for images unlike those it was trained on, or of other sizes than the one named at the top.
 It inherits whatever biases those images have.
 
@@ -77,6 +79,7 @@ def write_conversion_card(
         about = {
             "pooling": "pooled" if config.backbone_config.model_type == "swin" else "class_token",
             "origin": _ORIGIN,
+            "can_drop_paths": config.backbone_config.model_type in ("vit", "swin"),
         }
     info = ModelCardInfo(
         model_name=output_dir.resolve().name,
@@ -121,9 +124,8 @@ def _notes(
         if all(torch.equal(tensor, teacher[name]) for name, tensor in student.items()):
             notes.append("The file's one encoder stands for both, the student and the teacher, in `pretraining/`.")
         else:
-            notes.append(
-                f"Of the file's two encoders, this is {_PUBLISHED[_published(model, which)]}. `pretraining/` holds both."
-            )
+            published = _PUBLISHED[published_branch(model, which)]
+            notes.append(f"Of the file's two encoders, this is {published}. `pretraining/` holds both.")
     if error is not None:
         outcome = f"differ by at most {error:.1e} of the largest value" if error else "are equal"
         encoder = getattr(model.config, "backbone_config", model.config)
@@ -136,14 +138,6 @@ def _notes(
             f"of {reference} from the file's tensors {outcome}."
         )
     return notes
-
-
-def _published(model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None) -> str:
-    """The encoder that is published; unset, the method recommends one, which is recognized by its weights."""
-    if which is not None:
-        return which
-    published, student = (model.export_encoder(branch).state_dict() for branch in (None, "student"))
-    return "student" if all(torch.equal(tensor, student[name]) for name, tensor in published.items()) else "teacher"
 
 
 __all__ = ["is_classifier", "write_conversion_card"]

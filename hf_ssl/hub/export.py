@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import (
     BaseImageProcessor,
     BitImageProcessor,
@@ -147,6 +148,26 @@ def export_run(
     model.save_pretrained(output_dir / "pretraining", save_original_format=False)
     model.save_state(output_dir / "pretraining")
     processor.save_pretrained(output_dir / "pretraining")
+
+
+def published_branch(
+    model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None = None
+) -> Literal["student", "teacher"]:
+    """
+    Which of a model's two encoders is published.
+
+    Args:
+        model ([`SSLPreTrainedModel`]): A model with a teacher.
+        which (`str`, *optional*): As for [`export_run`]; unset, the one that the method recommends is found by its weights.
+
+    Returns:
+        `str`: `"student"` or `"teacher"`.
+    """
+    if which is not None:
+        return which
+    recommended, student = (model.export_encoder(branch).state_dict() for branch in (None, "student"))
+    is_student = all(torch.equal(tensor, student[name]) for name, tensor in recommended.items())
+    return "student" if is_student else "teacher"
 
 
 def write_results(

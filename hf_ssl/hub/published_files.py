@@ -20,7 +20,7 @@ _MODEL = r"(preprocessor_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.
 _BELONGING = re.compile(
     rf"{_MODEL}|README\.md|LICENSE(\.\w+)?|NOTICE|all_results\.json|trainer_state\.json|evaluation\.md"
     rf"|pretraining/({_MODEL}|views\.json)"
-    r"|figures/([^/]+/)?[^/]+\.(png|csv)|\.eval_results/[^/]+\.yaml|onnx/[^/]+\.onnx"
+    r"|figures/([^/]+/)?[^/]+\.(png|csv)|\.eval_results/[^/]+\.yaml|onnx/[^/]+\.onnx(\.data)?"
 )
 # Of these, what people write themselves on the Hub.
 _OF_PEOPLE = re.compile(
@@ -134,6 +134,8 @@ def _content(path: Path, name: str) -> str:
                 return json.dumps(file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name} is no whole safetensors file ({error}); {doubt}") from error
+    if path.suffix == ".data":  # numbers of an ONNX file, and nothing else
+        return ""
     if path.suffix in _BINARY:
         content = path.read_bytes()
         if not content.startswith(_BINARY[path.suffix]):

@@ -22,7 +22,7 @@ from ..trainer import SSLTrainer
 from ..views import View
 from .base_model import license_of
 from .eval_results import write_eval_results
-from .export import write_atomically
+from .export import published_branch, write_atomically
 from .model_card import CardResult, ModelCardInfo, method_info, needs_remote_code, render_card, today
 
 
@@ -109,16 +109,13 @@ def _selection(results: dict[str, Any], test_name: str) -> dict[str, str]:
     return {"published model": chosen}
 
 
-def _published_branch(model: Any, asked_for: str) -> dict[str, str]:
+def _published_branch(model: Any, asked_for: Any) -> dict[str, str]:
     """Which encoder this is, where there are two: unless one is asked for, the method recommends it."""
     if getattr(model, "teacher", None) is None:
         return {}
-    if asked_for == "auto":
-        recommended, student = (model.export_encoder(branch).state_dict() for branch in (None, "student"))
-        is_student = all(torch.equal(tensor, student[name]) for name, tensor in recommended.items())
-        asked_for = "student" if is_student else "teacher"
-    meaning = "trained by gradient" if asked_for == "student" else "the moving average of the student"
-    return {"published encoder": f"{asked_for}, {meaning}"}
+    branch = published_branch(model, None if asked_for == "auto" else asked_for)
+    meaning = "trained by gradient" if branch == "student" else "the moving average of the student"
+    return {"published encoder": f"{branch}, {meaning}"}
 
 
 def dataset_id_of(name: str) -> str | None:

@@ -239,7 +239,10 @@ def must_fit(path: str | Path, title: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, StrictDataclassError) as error:
+    except (
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+        StrictDataclassError,
+    ) as error:
         reason = str(error) if len(str(error)) < 1500 else f"{str(error)[:1500]} …"  # torch lists every tensor
         raise CheckpointError(f"{path} does not fit {title} of the sizes read off its tensors: {reason}") from error
 

@@ -21,6 +21,8 @@ _OTHER_FILES = {
     rb'.{8}\{"': "a file of safetensors: the authors' checkpoints are files of torch.save",
 }
 
+_MOST_CLASSES = 300
+_HARMFUL = {"builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "runpy", "importlib"}
 _MEMBERS = ("_parameters", "_buffers", "_modules")
 
 
@@ -63,14 +65,17 @@ def load_checkpoint(path: str | Path, map_location: str = "cpu") -> Any:
     path = Path(path)
     try:
         _check_kind(path)
-        with torch.serialization.safe_globals([(_stand_in(name), name) for name in _names_of_objects(path)]):
+        names = _names_of_objects(path)
+        if len(names) > _MOST_CLASSES:  # torch looks through all of them for each object
+            raise CheckpointError(f"{path} names {len(names):,} classes, as no checkpoint does, and is not read.")
+        with torch.serialization.safe_globals([(_stand_in(name), name) for name in names]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         # The unpickler names the first thing that it refuses to make; the rest of its message advises to let it.
         refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
-        if refused and zipfile.is_zipfile(path):
+        if refused and (zipfile.is_zipfile(path) or refused[1].partition(".")[0] in _HARMFUL):
             raise CheckpointError(
                 f"{path} asks for `{refused[1]}`, which no checkpoint needs: the file may be hostile, and is not read."
             ) from error
@@ -80,7 +85,10 @@ def load_checkpoint(path: str | Path, map_location: str = "cpu") -> Any:
                 "cannot be read safely. Where you trust it, load it with the authors' code, and save it again with a torch "
                 "of today."
             ) from error
-        raise CheckpointError(f"{path} cannot be read safely; it is damaged, or no file of torch.save.") from error
+        raise CheckpointError(
+            f"{path} cannot be read safely: it is damaged, no file of torch.save, of another pickle_protocol than 2, or "
+            "holds dictionaries of classes of their own. Where you trust it, save its content again, as plain dictionaries."
+        ) from error
     except Exception as error:  # zip and OS errors of many classes; all end here, with their cause
         reason = (str(error).splitlines() or [""])[0]
         reason = (
@@ -165,11 +173,20 @@ def tensors_of(state: Any, path: str | Path) -> State:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path} has no `state_dict` of tensors: {name!r} is {_describe(tensor)}.")
-        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        if not _holds_its_numbers(tensor):
             raise CheckpointError(
                 f"{path} claims the shape {tuple(tensor.shape)} for the tensor {name!r}, but does not hold its numbers."
             )
-    return under(state, "module.") if all(name.startswith("module.") for name in state) else dict(state)
+    # A pickled tensor may bring attributes in the place of its methods: what is detached has none.
+    plain = {name: Tensor.detach(tensor) for name, tensor in state.items()}
+    return under(plain, "module.") if all(name.startswith("module.") for name in plain) else plain
+
+
+def _holds_its_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is one of numbers in memory: not sparse, expanded, or of the device without memory."""
+    plain = Tensor.detach(tensor)
+    is_here = plain.device.type == "cpu" and plain.layout == torch.strided
+    return is_here and plain.nbytes <= plain.untyped_storage().nbytes()
 
 
 def _describe(value: Any) -> str:

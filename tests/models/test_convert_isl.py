@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -587,6 +588,7 @@ def run(tmp_path, monkeypatch):
     def run(checkpoint, *flags):
         argv = ["--method", "isl", "--checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "converted")]
         monkeypatch.setattr(sys, "argv", ["convert.py", *argv, *flags])
+        shutil.rmtree(tmp_path / "converted", ignore_errors=True)
         runpy.run_path(str(ROOT / "training/convert.py"), run_name="__main__")
         return ModelCard.load(tmp_path / "converted/README.md")
 

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def convert(tmp_path, monkeypatch):
         arguments["output_dir"] = tmp_path / "converted"
         argv = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         monkeypatch.setattr(sys, "argv", ["convert.py", *argv, *flags])
+        shutil.rmtree(tmp_path / "converted", ignore_errors=True)
         runpy.run_path(str(ROOT / "training/convert.py"), run_name="__main__")
         return ModelCard.load(tmp_path / "converted/README.md")
 

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -39,6 +41,8 @@ def convert(tmp_path, monkeypatch):
 
     def run(checkpoint, *flags, heads=None):
         output = tmp_path / "converted"
+        if (output / "config.json").is_file():  # of an earlier conversion
+            shutil.rmtree(output)
         before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
         arguments = [checkpoint, "--output_dir", output, *flags]
         arguments += ["--num_attention_heads", heads] if heads else []
@@ -162,23 +166,44 @@ def test_encoders_alone_are_of_whom_the_user_says(convert, tmp_path):
 # ---- the folder ----
 
 
-def test_an_earlier_conversion_is_replaced(convert):
-    """As a whole: what the later one has not is gone. A conversion that fails leaves it as it is."""
-    convert(FIXTURES / FILES["isl"][0])
-    output = convert(FIXTURES / "aps/square/finetuned_module_OFFICIAL_PICKLE.pth")
-    files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
-    assert {path.name for path in output.iterdir()} == files
-    with pytest.raises(SystemExit, match="give --num_attention_heads"):
-        convert(FIXTURES / FILES["aps"][0])
-    assert {path.name for path in output.iterdir()} == files
-
-
-@pytest.mark.parametrize("name", ["all_results.json", "photo.jpg", ".git"])
-def test_a_folder_with_something_else_is_refused(convert, tmp_path, name):
+@pytest.mark.parametrize("name", ["README.md", "photo.jpg", ".git"])
+def test_a_folder_with_something_in_it_is_refused(convert, tmp_path, name):
+    """Whatever it is called: it may be somebody's model, or the checkpoint itself."""
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / name).write_text("mine")
-    with pytest.raises(SystemExit, match=f"holds {name}, which no conversion has written"):
+    with pytest.raises(SystemExit, match=f"holds {name}: name a new folder"):
         convert(FIXTURES / FILES["isl"][0])
+    assert (tmp_path / "converted" / name).read_text() == "mine"
+
+
+def test_more_classes_than_any_checkpoint(convert, tmp_path, monkeypatch):
+    """Torch looks through the names of all of them for each object."""
+    theirs = types.ModuleType("theirs")
+    classes = [type(f"Class{i}", (), {"__module__": "theirs"}) for i in range(400)]
+    for made in classes:
+        setattr(theirs, made.__name__, made)
+    monkeypatch.setitem(sys.modules, "theirs", theirs)
+    content = torch.load(FIXTURES / FILES["aps"][0], weights_only=True)
+    torch.save({"state_dict": content, "others": [made() for made in classes]}, tmp_path / "many.pth")
+    with pytest.raises(SystemExit, match="names 4\\d\\d classes, as no checkpoint does"):
+        convert(tmp_path / "many.pth", heads=2)
+
+
+def test_numbers_that_are_nowhere(convert, tmp_path):
+    """Tensors of the device that has no memory: to fill a model with them would ask for it."""
+    content = torch.load(FIXTURES / FILES["aps"][0], weights_only=True)
+    torch.save({name: tensor.to("meta") for name, tensor in content.items()}, tmp_path / "meta.pth")
+    with pytest.raises(SystemExit, match="does not hold its numbers"):
+        convert(tmp_path / "meta.pth", heads=2)
+
+
+@pytest.mark.parametrize("sets", [3, torch.ones(4), {"a": 1}])
+def test_banks_that_are_none(convert, tmp_path, sets):
+    content = content_of("isl")[0]
+    content["lemniscate"] = {"memory": torch.ones(4, 8), "params": torch.tensor([0.1, 0.5]), "affinity_mat": sets}
+    torch.save(content, tmp_path / "bank.pth")
+    with pytest.raises(SystemExit, match="affinity_mat"):
+        convert(tmp_path / "bank.pth")
 
 
 def test_a_file_in_the_place_of_the_folder(convert, tmp_path):

@@ -359,6 +359,7 @@ SGD = "by SGD, without weight decay and clipping: set --optim sgd"
 @pytest.mark.parametrize(
     "flags, message",
     [
+        (["--push_to_hub", "true"], "leave --push_to_hub out"),
         (["--optim", "adamw_torch"], SGD),
         (["--weight_decay", "0.1"], SGD),
         (["--max_grad_norm", "1"], SGD),

@@ -38,7 +38,7 @@ def published(folder, name):
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
-    export_run(model, evaluation_processor(16, [0.21] * 3, [0.32] * 3), folder)
+    export_run(model, evaluation_processor(16, [0.21] * 3, [0.32] * 3, 0.8), folder)
     views = parse_with_recipe(PretrainArguments, RECIPES, ["--method", name.partition(",")[0]])[3]  # those of digits
     views.image_mean, views.image_std = [0.21] * 3, [0.32] * 3
     save_views(views, folder / "pretraining")
@@ -65,6 +65,7 @@ def test_model_is_that_of_the_folder(tmp_path, name):
     assert args.mode == ("joint" if "joint" in name else next(iter(config.modes)))
     assert settings(config) == settings(AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining").config)
     assert views.config.image_mean == [0.21] * 3 and views.config.image_std == [0.32] * 3
+    assert args.eval_crop_ratio == pytest.approx(16 / 20)
     loaded = load_pretrained(args.model, None, config, get_method(args.method))
     states = loaded.state_dict(), model.state_dict()
     assert states[0].keys() == states[1].keys()
@@ -121,6 +122,32 @@ def test_flags_that_ask_for_another_model(tmp_path, flags, message):
         args, _, model_args, views_config = parsed(tmp_path, "patchmix", *flags)
         config = build_inputs(args, model_args, views_config, 0)[1]
         load_pretrained(args.model, None, config, get_method("patchmix"))
+
+
+def test_without_recorded_views(tmp_path):
+    """What a conversion leaves: images are normalized as its processor does, not as a recipe says."""
+    published(tmp_path, "aps")
+    (tmp_path / "pretraining/views.json").unlink()
+    assert parsed(tmp_path, "aps")[3].image_mean == [0.21] * 3
+
+
+def test_named_in_a_recipe(tmp_path):
+    published(tmp_path / "model", "aps")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {tmp_path / 'model'}\nlearning_rate: 1.0e-4\n")
+    argv = ["--method", "aps", "--recipe", str(recipe), "--output_dir", "unused"]
+    args, training_args, model_args, _ = parse_with_recipe(PretrainArguments, RECIPES, argv)
+    assert args.model == args.backbone == str(tmp_path / "model") and training_args.learning_rate == 1e-4
+    assert model_args.temperature == 0.17
+    with pytest.raises(ValueError, match="--revision v1 is that of a --model"):
+        parse_with_recipe(PretrainArguments, RECIPES, ["--method", "aps", "--revision", "v1"])
+
+
+def test_measuring_again_is_of_the_output_folder(tmp_path, monkeypatch):
+    published(tmp_path / "first", "patchmix")
+    flags = ["--model", tmp_path / "first", "--output_dir", tmp_path / "second", "--do_train", "false"]
+    with pytest.raises(ValueError, match="--do_train false measures the model in --output_dir"):
+        pretrain(monkeypatch, "--method", "patchmix", *flags)
 
 
 def test_another_method(tmp_path):

@@ -402,6 +402,7 @@ def test_gradient_clipping(tmp_path):
         ({"schedule": "cosine_wave"}, "quarter_cosine"),
         ({"weight_decay_rule": "some"}, "matrices"),
         ({"hub_strategy": "every_save"}, "only 'end'"),
+        ({"push_to_hub": True, "do_train": False}, "pushed with `hf-ssl push FOLDER NAME`"),
         ({"remove_unused_columns": True}, "stay off"),
         ({"logging_nan_inf_filter": True}, "stay off"),
         ({"gradient_clipping": "layer", "max_grad_norm": 1.0}, "per_parameter"),

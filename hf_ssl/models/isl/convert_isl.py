@@ -77,12 +77,20 @@ def _read_bank(bank: Any, path: str | Path) -> dict[str, Any]:
     if bank is None:
         return {}
     rows, params = (bank.get("memory"), bank.get("params")) if isinstance(bank, dict) else (None, None)
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or not isinstance(params, Tensor) or params.numel() < 2:
+    if (
+        not isinstance(rows, Tensor)
+        or rows.ndim != 2
+        or not isinstance(params, Tensor)
+        or params.numel() < 2
+        or not params.is_floating_point()
+    ):
         raise CheckpointError(f"{path} holds a memory bank (`lemniscate`) without `memory` or `params`.")
     tensors_of({"memory": rows, "params": params}, path)
-    sets = bank.get("affinity_mat") or ()
-    whole = all(isinstance(item, set | list) and all(type(number) is int for number in item) for item in sets)
-    if sets and (len(sets) != len(rows) or not whole):
+    sets = () if bank.get("affinity_mat") is None else bank["affinity_mat"]
+    whole = isinstance(sets, list | tuple) and all(
+        isinstance(item, set | list) and all(type(number) is int for number in item) for item in sets
+    )
+    if not whole or (sets and len(sets) != len(rows)):
         raise CheckpointError(
             f"{path} holds a memory bank whose `affinity_mat` is not one set of images for each image."
         )
