@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
+from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from .hub_errors import clear_errors
@@ -66,19 +67,21 @@ def pretrained_values(model: str, revision: str | None, config: SSLConfig) -> di
         sizes |= {"dropout": encoder.hidden_dropout_prob, "attention_dropout": encoder.attention_probs_dropout_prob}
     has_labels = "classification" in options.get("tasks", ())
     mode = next(name for name, own in config.modes.items() if ("classification" in own.get("tasks", ())) == has_labels)
-    with clear_errors(f"--model {model} cannot be trained on.", model, revision):
-        processor: Any = AutoImageProcessor.from_pretrained(model, subfolder=SUBFOLDER, revision=revision)
-        path = cached_file(
-            model, "views.json", subfolder=SUBFOLDER, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-    views = {} if path is None else json.loads(Path(path).read_text())
-    crops = getattr(processor, "do_center_crop", False)
-    transform = {
-        "image_mean": list(processor.image_mean),
-        "image_std": list(processor.image_std),
-        "eval_crop_ratio": encoder.image_size / processor.size["shortest_edge"] if crops else 1.0,
-    }
+    processor, views = (_read_json(model, name, revision) for name in (IMAGE_PROCESSOR_NAME, "views.json"))
+    transform: dict[str, Any] = {name: processor[name] for name in ("image_mean", "image_std") if name in processor}
+    if processor:
+        crops = processor.get("do_center_crop", False)
+        transform["eval_crop_ratio"] = encoder.image_size / processor["size"]["shortest_edge"] if crops else 1.0
     return {**options, **sizes, **transform, **views, "mode": mode}
+
+
+def _read_json(model: str, name: str, revision: str | None) -> dict[str, Any]:
+    """A file of `pretraining/`, if there is one."""
+    with clear_errors(f"--model {model} cannot be trained on.", model, revision):
+        path = cached_file(
+            model, name, subfolder=SUBFOLDER, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    return {} if path is None else json.loads(Path(path).read_text())
 
 
 def load_pretrained(model: str, revision: str | None, config: SSLConfig, method: Method) -> SSLPreTrainedModel:

@@ -60,7 +60,9 @@ def test_how_to_use_it_is_up_to_date(card, method, tmp_path):
     for name, text in (("ours", card.text), ("new", publish_run(method, tmp_path / "run").card.text)):
         parts[name] = re.search(r"## How to use it\n(.*?)\n## Training\n", text, re.DOTALL)[1]
         # What a run's own numbers were measured with: ISL's recipe projects.
-        parts[name] = parts[name].replace("measured with what the pretraining model projects of it", "measured with it")
+        parts[name] = parts[name].replace(
+            "measured with what the pretraining model projects of it", "measured with it"
+        )
     assert location.startswith("outputs/")
     assert parts["ours"] == parts["new"].replace("path/to/this/folder", location)
 

@@ -375,12 +375,13 @@ def test_other_files(convert, tmp_path):
 
 
 CONVERT_OF_THE_HUB = """
-import json, runpy, sys
+import json, runpy, shutil, sys
 from pathlib import Path
 from huggingface_hub import ModelCard
 
 def convert(checkpoint):
     sys.argv = ["convert.py", "--checkpoint", checkpoint, "--output_dir", "converted"]
+    shutil.rmtree("converted", ignore_errors=True)
     try:
         runpy.run_path(SCRIPT, run_name="__main__")
     except SystemExit as error:
