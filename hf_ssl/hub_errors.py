@@ -48,7 +48,7 @@ def clear_errors(what: str, name: str, revision: str | None = None) -> Iterator[
         yield
     except HubError:
         raise
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except (OSError, ValueError, httpx2.HTTPError, RuntimeError) as error:  # the last, of uploads that break off
         causes = list(_causes(error))
         for cause in causes:
             # The messages take the place of what they were raised from.
@@ -62,6 +62,8 @@ def clear_errors(what: str, name: str, revision: str | None = None) -> Iterator[
             cached = any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
             lacking = " What is needed is not in the cache of this machine." * cached
             raise HubUnreachableError(f"{what} {_no_way()}{lacking}") from None
+        if isinstance(error, RuntimeError):  # not of the Hub
+            raise
         raise ValueError(f"{what} {error}") from error
 
 

@@ -80,6 +80,7 @@ def push_and_close(trainer: SSLTrainer) -> None:
             problem = (
                 f"{error}\n{trainer.output_dir} is finished, and nothing of it is lost. To push it later: "
                 f"hf-ssl push {trainer.output_dir} {trainer.hub_model_id}"
+                + (f" --revision {trainer.args.hub_revision}" if trainer.args.hub_revision else "")
             )
     trainer.close()
     if problem is not None:

@@ -24,7 +24,7 @@ from transformers import (
     HfArgumentParser,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, cached_file
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hf_ssl.evaluation import FeatureSpec, load_encoder
 from hf_ssl.evaluation.arguments import ModelArguments, resized
@@ -111,7 +111,10 @@ def output_folder(args: ExportArguments, published_task: str) -> Path:
             "The other files of this folder are about the published model at its own image size: with another --encoder, "
             "--image_size or --task, set --output_dir to another one."
         )
-    return Path(args.output_dir or args.model).expanduser()
+    folder = Path(args.output_dir or args.model).expanduser()
+    if not is_own_folder(args) and (folder / SAFE_WEIGHTS_NAME).is_file():
+        raise ValueError(f"--output_dir {folder} holds another model, whose files would be mixed with this one's.")
+    return folder
 
 
 def is_own_folder(args: ExportArguments) -> bool:

@@ -134,8 +134,11 @@ def _content(path: Path, name: str) -> str:
                 return json.dumps(file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name} is no whole safetensors file ({error}); {doubt}") from error
-    if path.suffix == ".data":  # numbers of an ONNX file, and nothing else
-        return ""
+    if path.suffix == ".data":  # numbers of the ONNX file of this name
+        content = path.read_bytes()
+        if not path.with_suffix("").is_file() or content.startswith(b"\x80"):
+            raise ValueError(f"{name} holds no numbers of an ONNX file beside it; {doubt}")
+        return content.decode("latin-1")
     if path.suffix in _BINARY:
         content = path.read_bytes()
         if not content.startswith(_BINARY[path.suffix]):
@@ -157,7 +160,7 @@ def _check_private(folder: Path, name: str, content: str) -> None:
             "it in the settings of the Hub, and push again."
         )
     # In files that are no text, a few letters are soon found by chance.
-    end = r"(?=/[\w.-]{3})" if Path(name).suffix in _BINARY else r"(?![\w-])"
+    end = r"(?=/[\w.-]{3})" if Path(name).suffix in (*_BINARY, ".data") else r"(?![\w-])"
     for pattern in (_local_paths(folder, end), _FILE_URL, _HOME_OF_SOMEBODY):
         if path := pattern.search(content):
             raise ValueError(

@@ -5,6 +5,7 @@ import re
 
 import httpx2
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     DisabledRepoError,
     HfHubHTTPError,
@@ -71,7 +72,7 @@ def test_no_way_to_the_hub(error, monkeypatch):
         assert isinstance(told(raised), HubUnreachableError)
         assert "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it." in str(told(raised))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert "https://huggingface.co cannot be reached: check the connection." in str(told(error))
+    assert f"{constants.ENDPOINT} cannot be reached: check the connection." in str(told(error))
 
 
 def test_other_errors():
@@ -178,3 +179,12 @@ def test_neither_a_folder_nor_an_id(found):
     for messages in found.values():
         for message in messages["outputs/a/b"].values():
             assert message.endswith("outputs/a/b is neither a folder here nor an id of the Hub, such as org/name.")
+
+
+def test_upload_that_breaks_off():
+    """huggingface_hub raises a RuntimeError from what happened; others are not the Hub's."""
+    what = clear_errors("org/vit was not pushed.", "org/vit")
+    with pytest.raises(HubUnreachableError, match="org/vit was not pushed"), what:
+        raise RuntimeError("Error while uploading") from httpx2.ConnectError("No")
+    with pytest.raises(RuntimeError, match="^a bug$"), clear_errors("org/vit was not pushed.", "org/vit"):
+        raise RuntimeError("a bug")
