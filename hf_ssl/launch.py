@@ -70,21 +70,19 @@ def push_and_close(trainer: SSLTrainer) -> None:
     Args:
         trainer ([`~hf_ssl.trainer.SSLTrainer`]): The trainer, whose folder is finished.
     """
-    problem = None
-    if trainer.args.push_to_hub:
-        try:
-            report = trainer.push_to_hub()
-            if report is not None:
-                sys.stdout.write(f"\n{report}\n")
-        except (ValueError, HubError) as error:
-            problem = (
-                f"{error}\n{trainer.output_dir} is finished, and nothing of it is lost. To push it later: "
-                f"hf-ssl push {trainer.output_dir} {trainer.hub_model_id}"
-                + (f" --revision {trainer.args.hub_revision}" if trainer.args.hub_revision else "")
-            )
-    trainer.close()
-    if problem is not None:
-        sys.exit(problem)
+    trainer.close()  # first: the other processes would wait for the first one's push, and give up
+    if not trainer.args.push_to_hub:
+        return
+    try:
+        report = trainer.push_to_hub()
+    except (ValueError, HubError) as error:
+        branch = f" --revision {trainer.args.hub_revision}" if trainer.args.hub_revision else ""
+        sys.exit(
+            f"{error}\n{trainer.output_dir} is finished, and nothing of it is lost. To push it later: "
+            f"hf-ssl push {trainer.output_dir} {trainer.hub_model_id}{branch}"
+        )
+    if report is not None:
+        sys.stdout.write(f"\n{report}\n")
 
 
 def save_trainer_state(trainer: SSLTrainer) -> None:

@@ -30,7 +30,7 @@ from hf_ssl.data import ImageData, load_image_data, make_source
 from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.evaluation import AccuracyMonitor, normalization
 from hf_ssl.figures import draw_vit, plot_curves, require_matplotlib
-from hf_ssl.hub import evaluation_processor, save_published, write_classifier_card, write_results
+from hf_ssl.hub import clear_earlier_model, evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.hub_errors import clear_errors
 from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
@@ -275,6 +275,7 @@ def finish(
         "train_seconds": round(seconds, 1),
     }
     classifier = trainer.model.export_classifier(data.class_names, which)
+    clear_earlier_model(output_dir)
     save_published(classifier, processor, output_dir)
     write_results(output_dir, results)
     save_trainer_state(trainer)
@@ -317,6 +318,10 @@ def main() -> None:
     if args.model != "none" and Path(args.model).resolve() == Path(str(training_args.output_dir)).resolve():
         raise ValueError(
             f"--output_dir is --model, {args.model}: the classifier would replace the encoder. Choose another."
+        )
+    if Path(str(training_args.output_dir), "pretraining").is_dir():
+        raise ValueError(
+            f"--output_dir {training_args.output_dir} holds a pretraining: choose another for the classifier."
         )
     require_matplotlib()
     config = ClassificationConfig(

@@ -31,7 +31,7 @@ from hf_ssl.figures import (
     plot_similarities,
     require_matplotlib,
 )
-from hf_ssl.hub import evaluation_processor, export_run, write_results, write_run_card
+from hf_ssl.hub import clear_earlier_model, evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
 from hf_ssl.models import SSLConfig, get_method
@@ -119,7 +119,6 @@ def draw_figures(trainer: SSLTrainer, monitor: KNNMonitor, data: ImageData) -> d
     history = [{name.removeprefix("eval_"): value for name, value in e.items()} for e in trainer.state.log_history]
     terms = sorted({name for entry in history for name in entry if name.startswith(("loss_", "validation_loss"))})
     curves = {}
-    (folder / "curves.png").unlink(missing_ok=True)  # of an earlier run
     if terms or any("knn_top1" in entry for entry in history):  # a short run without labels may have logged nothing
         plot_curves(history, folder / "curves.png", terms=terms)
         curves["figures/curves.png"] = "Loss terms and kNN accuracy over the optimizer steps."
@@ -260,6 +259,7 @@ def finish(
     if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
         metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
         results |= {"selected_by": metric, "best_step": trainer.state.best_global_step}
+    clear_earlier_model(output_dir)
     export_run(trainer.model, monitor.processor, output_dir, published(args))
     save_views(trainer.views.config, Path(output_dir) / "pretraining")
     write_results(output_dir, results)
@@ -291,6 +291,8 @@ def main() -> None:
     if not training_args.do_train:
         return evaluate_only(args, training_args, monitor, validation, data, source)
 
+    if args.model is not None and Path(args.model).resolve() == Path(str(training_args.output_dir)).resolve():
+        raise ValueError(f"--output_dir is --model, {args.model}: the new model would replace it. Choose another.")
     check_plateau(args, training_args, data)
     check_selection(args, training_args, config, validation, data)
     require_matplotlib()

@@ -3,7 +3,15 @@
 from .checkpoint_file import CheckpointFile, find_checkpoint
 from .classifier_card import write_classifier_card
 from .conversion_card import is_classifier, write_conversion_card
-from .export import csv_table, evaluation_processor, export_run, save_published, write_atomically, write_results
+from .export import (
+    clear_earlier_model,
+    csv_table,
+    evaluation_processor,
+    export_run,
+    save_published,
+    write_atomically,
+    write_results,
+)
 from .model_card import CardResult, ModelCardInfo, render_card
 from .onnx_export import OnnxFile, export_onnx, require_onnx
 from .push import PushReport, open_repository, push_folder
@@ -27,6 +35,7 @@ __all__ = [
     "OnnxFile",
     "PushReport",
     "add_to_card",
+    "clear_earlier_model",
     "csv_table",
     "evaluation_processor",
     "evaluation_results",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import REPOCARD_NAME
+from transformers import SchedulerType
 
 from ..arguments import dataset_name
 from ..backbones import ENCODERS, describe_encoder
@@ -47,6 +48,8 @@ def write_classifier_card(
     args, config = trainer.args, trainer.model.config
     views: Any = trainer.views
     dataset, model = dataset_name(arguments["dataset"]), arguments["model"]
+    has_plateaus = not args.schedule and args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    follows_labels = has_plateaus and not arguments["validation_samples"]
     origin, license = "It was trained from scratch.", "apache-2.0"
     about: dict[str, Any] = {}
     if model != "none":
@@ -64,6 +67,7 @@ def write_classifier_card(
         origin=origin,
         base_model=model_id_of(model),
         trust_remote_code=needs_remote_code(config.backbone_config),
+        uses_timm=config.backbone_config.model_type == "timm_wrapper",
         dataset=dataset,
         dataset_id=dataset_id_of(arguments["dataset"]),
         num_train_images=trainer.num_train_images,
@@ -88,7 +92,7 @@ kinds of images. It inherits whatever biases these have; nothing is known about 
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "seed": args.seed,
         },
-        results=_results(results, str(args.metric_for_best_model), arguments["dataset"], data),
+        results=_results(results, str(args.metric_for_best_model), arguments["dataset"], data, follows_labels),
         figures={f"figures/{name}": caption for name, caption in figures.items()},
         hardware=describe_run(trainer, results["train_seconds"]),
         versions=library_versions(),
@@ -99,14 +103,20 @@ kinds of images. It inherits whatever biases these have; nothing is known about 
     write_atomically(trainer.output_dir / REPOCARD_NAME, str(card))
 
 
-def _results(results: dict[str, Any], best_by: str, dataset: str, data: ImageData) -> list[CardResult]:
+def _results(
+    results: dict[str, Any], best_by: str, dataset: str, data: ImageData, follows_labels: bool
+) -> list[CardResult]:
     """Top-1 accuracy; top-5 as well, where it says something."""
     is_average = results.get("encoder") == "teacher"
     prefix, other = ("finetune_ema_", "finetune_") if is_average else ("finetune_", "finetune_ema_")
     metric = best_by.removeprefix("eval_")
     criterion = "the accuracy" if metric == f"{prefix}top1" else f"`{metric}`"
     images = f"{results['num_test_images']:,} {results['split']} images"
-    if results["selected_by"] is None:
+    if results["selected_by"] is None and follows_labels:
+        selection = (
+            "the model at the end of its training, whose learning rate followed an accuracy on these same images"
+        )
+    elif results["selected_by"] is None:
         selection = "the model at the end of its training, in which no label of these images had a part"
     elif results["selected_by"] == f"{results['split']} images":
         selection = (

@@ -150,6 +150,19 @@ def export_run(
     processor.save_pretrained(output_dir / "pretraining")
 
 
+def clear_earlier_model(folder: str | Path) -> None:
+    """
+    Delete what is about the model that a folder held before: its card first, so that a run that is cut off never looks
+    finished; then reports, pictures and ONNX files. Files that the new model replaces anyway, and all others, stay.
+
+    Args:
+        folder (`str` or `Path`): The folder of a run.
+    """
+    of_a_model = ("README.md", "evaluation.md", "figures/**/*.png", "figures/**/*.csv", "onnx/model.onnx*")
+    for path in (path for pattern in of_a_model for path in sorted(Path(folder).glob(pattern))):
+        path.unlink()
+
+
 def published_branch(
     model: SSLPreTrainedModel, which: Literal["student", "teacher"] | None = None
 ) -> Literal["student", "teacher"]:

@@ -120,6 +120,7 @@ class ModelCardInfo:
             Whether the numbers were measured with what the pretraining model projects of the feature.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether the repository carries its own modeling file.
+        uses_timm (`bool`, *optional*, defaults to `False`): Whether transformers needs timm to load the model.
         license (`str`, *optional*, defaults to `"apache-2.0"`):
             License identifier of the Hub for the weights; `"unknown"` is one.
     """
@@ -154,6 +155,7 @@ class ModelCardInfo:
     uses_labels: bool = False
     projected_results: bool = False
     trust_remote_code: bool = False
+    uses_timm: bool = False
     license: str = "apache-2.0"
 
 

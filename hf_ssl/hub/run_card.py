@@ -64,6 +64,7 @@ def write_run_card(
         backbone=_describe_backbone(arguments, model.config.backbone_config),
         projected_results=results.get("knn_features") == "projected",
         trust_remote_code=needs_remote_code(model.config.backbone_config),
+        uses_timm=model.config.backbone_config.model_type == "timm_wrapper",
         dataset=dataset_name(arguments["dataset"]),
         dataset_id=dataset_id_of(arguments["dataset"]),
         num_train_images=trainer.num_train_images,

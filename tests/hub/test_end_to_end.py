@@ -131,3 +131,22 @@ def test_train_on_from_the_hub(hub, tmp_path):
             torch.testing.assert_close(second[name], tensor, msg=lambda text, name=name: f"{name}: {text}")
     card = ModelCard.load(tmp_path / "second/run/README.md")
     assert card.data.base_model == "org/first" and "org/first" in card.text
+
+
+@pytest.mark.slow
+def test_two_processes_push_once(hub, tmp_path):
+    """The first process pushes when the group of processes has ended: nobody waits for it."""
+    torchrun = [
+        *hf_ssl()[:1],
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--module",
+        "hf_ssl.scripts.pretrain",
+    ]
+    flags = ["--method", "patchmix", *SHORT, "--use_cpu", "true", "--output_dir", "run"]
+    flags += ["--push_to_hub", "true", "--hub_model_id", "org/of-two"]
+    run_with_hub(hub, [*torchrun, *flags], home=tmp_path, token=hub.tokens["alice"])
+    repository = hub.repository("org/of-two")
+    assert len(repository.history()) == 1 and "model.safetensors" in repository.paths()

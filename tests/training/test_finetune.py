@@ -603,6 +603,13 @@ def test_encoder_is_not_replaced(upstream, tmp_path, monkeypatch, output):
     assert files() == before
 
 
+def test_pretraining_is_not_replaced(upstream, tmp_path, monkeypatch):
+    """The heads of one model beside the classifier of another would be pushed as one."""
+    (tmp_path / "pretraining").mkdir()
+    with pytest.raises(ValueError, match=r"--output_dir \S+ holds a pretraining: choose another"):
+        finetune(monkeypatch, "--model", upstream / "vit", "--output_dir", tmp_path, *SHORT)
+
+
 def test_weights_are_loaded_before_training(upstream, tmp_path, monkeypatch):
     """At a learning rate of next to nothing the encoder stays what it was, but for its positions."""
     flags = ["--learning_rate", "1e-30", "--min_learning_rate", "0", "--eval_strategy", "no", "--output_dir", tmp_path]

@@ -92,6 +92,10 @@ def test_run(tmp_path, monkeypatch):
     flags = ["--max_steps", "1", "--learning_rate", "1e-30", "--min_learning_rate", "0", "--weight_decay", "0"]
     flags += ["--knn_query_samples", "50", "--per_device_train_batch_size", "8", "--teacher_momentum", "1"]
     run = tmp_path / "second"
+    earlier = [run / "onnx/model.onnx.data", run / "evaluation.md", run / "figures/report/map.png", run / "notes.md"]
+    for path in earlier:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of an earlier model")
     pretrain(monkeypatch, "--method", "patchmix", "--model", tmp_path / "first", "--output_dir", run, *flags)
     first, second = (
         AutoModelForPreTraining.from_pretrained(folder / "pretraining").state_dict()
@@ -102,6 +106,7 @@ def test_run(tmp_path, monkeypatch):
             torch.testing.assert_close(second[key], tensor, msg=lambda text, key=key: f"{key}: {text}")
     assert results_of(run)["knn_top1_before"] == results_of(run)["knn_top1"]
     assert json.loads((run / "pretraining/views.json").read_text())["image_mean"] == [0.21] * 3
+    assert [path.exists() for path in earlier] == [False, False, False, True]
     assert not list(Path(".").glob("unused*"))
 
 
@@ -141,6 +146,12 @@ def test_named_in_a_recipe(tmp_path):
     assert model_args.temperature == 0.17
     with pytest.raises(ValueError, match="--revision v1 is that of a --model"):
         parse_with_recipe(PretrainArguments, RECIPES, ["--method", "aps", "--revision", "v1"])
+
+
+def test_the_folder_itself_is_not_replaced(tmp_path, monkeypatch):
+    published(tmp_path, "patchmix")
+    with pytest.raises(ValueError, match=r"--output_dir is --model, \S+: the new model would replace it"):
+        pretrain(monkeypatch, "--method", "patchmix", "--model", tmp_path, "--output_dir", tmp_path)
 
 
 def test_measuring_again_is_of_the_output_folder(tmp_path, monkeypatch):
