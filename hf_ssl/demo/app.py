@@ -1,0 +1,85 @@
+"""The page: a choice of the encoder, and a tab for each way to look through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from .collection import Collection
+from .encoders import EncoderShelf, encoder_input
+from .photos import MAX_BYTES
+from .retrieval import retrieval_tab
+
+
+_TITLE = """
+# What self-supervised encoders see
+
+Encoders that learned from images alone, without labels: what they take for alike, which parts of two photos they match, and
+what they look at.
+"""
+_ABOUT = """
+Made with hf_ssl: APS, ISL, PatchMix, PW-Self and RelViT as one library. Photos that you upload are sent to nobody else, and
+deleted within two hours.
+"""
+_CSS = """
+.tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
+.tiles .grid-wrap { min-height: 0; max-height: none; }
+.tiles .gallery-container { height: auto; }
+.photo img { width: 100%; height: 100%; object-fit: contain; }
+"""
+_HOUR = 3600
+
+
+def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
+    """
+    Make the page.
+
+    Args:
+        shelf ([`~hf_ssl.demo.EncoderShelf`]): The encoders.
+        collection ([`~hf_ssl.demo.Collection`]): The images to be found.
+
+    Returns:
+        `gradio.Blocks`: to be launched with [`launch`].
+    """
+    with gr.Blocks(title="hf_ssl", analytics_enabled=False, delete_cache=(_HOUR // 6, _HOUR)) as demo:
+        gr.Markdown(_TITLE)
+        encoder = encoder_input(shelf)
+        about_encoder = gr.Markdown(elem_id="about-encoder")
+        with gr.Tab("Retrieval", id="retrieval"):
+            retrieval_tab(shelf, collection, encoder, demo)
+        gr.Markdown(_ABOUT)
+        gr.on(
+            [demo.load, encoder.change],
+            lambda name: shelf.get(name).describe(),
+            encoder,
+            about_encoder,
+            api_name="describe",
+            api_description="An encoder in words, loaded if need be.",
+            concurrency_limit=2,
+            concurrency_id="encoder",
+        )
+    return demo.queue(max_size=100, default_concurrency_limit=8)
+
+
+def launch(demo: gr.Blocks, **options: Any) -> Any:
+    """
+    Serve the page; of the options, `server_name` and `server_port` matter.
+
+    Args:
+        demo (`gradio.Blocks`): The page.
+        options: Arguments of `gradio.Blocks.launch`.
+
+    Returns:
+        `Any`: what `gradio.Blocks.launch` does.
+    """
+    return demo.launch(
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        max_file_size=MAX_BYTES,
+        theme=gr.themes.Default(),
+        css=_CSS,
+        footer_links=["api", "settings"],
+        **options,
+    )
