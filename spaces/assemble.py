@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from hf_ssl.hub import published_files
+from hf_ssl.hub.published_files import published_files
 
 
 HERE = Path(__file__).parent

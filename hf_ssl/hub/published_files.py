@@ -98,8 +98,17 @@ def _code(folder: Path) -> set[str]:
     """The files beside the weights that the configuration names, of encoders that transformers lacks."""
     if not (folder / CONFIG_NAME).is_file():
         return set()
-    auto_map = _read_json(folder / CONFIG_NAME, CONFIG_NAME).get("auto_map", {})
-    return {f"{value.partition('.')[0]}.py" for value in auto_map.values()}
+    auto_map = _mapping(_read_json(folder / CONFIG_NAME, CONFIG_NAME), CONFIG_NAME).get("auto_map", {})
+    values = [str(value) for value in _mapping(auto_map, f"auto_map in {CONFIG_NAME}").values()]
+    return {
+        f"{value.partition('.')[0]}.py" for value in values if "--" not in value
+    }  # org/name--module lies elsewhere
+
+
+def _mapping(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a {type(value).__name__} instead of names with values. Write the folder again.")
+    return value
 
 
 def _read_json(path: Path, name: str) -> Any:
@@ -114,7 +123,8 @@ def _check_whole(folder: Path, place: str, names: tuple[str, ...], also: set[str
     needed = {f"{place}{CONFIG_NAME}", *also}
     index = f"{place}{SAFE_WEIGHTS_INDEX_NAME}"
     if index in names:
-        needed |= {f"{place}{shard}" for shard in _read_json(folder / index, index)["weight_map"].values()}
+        weight_map = _mapping(_read_json(folder / index, index), index).get("weight_map")
+        needed |= {f"{place}{shard}" for shard in _mapping(weight_map, f"weight_map in {index}").values()}
     else:
         needed.add(f"{place}{SAFE_WEIGHTS_NAME}")
     missing = sorted(needed - set(names))

@@ -156,7 +156,7 @@ def describe_schedule(args: Any) -> str:
     """The learning-rate schedule of training arguments, in words."""
     name: str = args.schedule or SchedulerType(args.lr_scheduler_type).value
     if not args.schedule and args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
-        images = "training" if str(args.metric_for_best_model).endswith("_train") else "test"
+        images = "training" if str(args.metric_for_best_model).endswith("_train") else "evaluation"
         return f"{name}, following {args.metric_for_best_model}: the labels of {images} images have a part in it"
     if not args.schedule or args.schedule_unit == "step":
         return name

@@ -134,6 +134,26 @@ def test_damaged_and_pickled(model, name, content, message):
         published_files(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "config.json is a list instead of names with values"),
+        ("config.json", '{"auto_map": ["a.B"]}', "auto_map in config.json is a list"),
+        ("model.safetensors.index.json", "{}", "weight_map in model.safetensors.index.json is a NoneType"),
+    ],
+)
+def test_json_of_another_form(model, name, content, message):
+    (model / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        published_files(model)
+
+
+def test_code_of_another_repository_is_not_looked_for(model):
+    config = json.loads((model / "config.json").read_text())
+    write(model, {"config.json": config | {"auto_map": {"AutoModel": "org/name--modeling_theirs.Model"}}})
+    assert "config.json" in published_files(model).names
+
+
 def test_token(model):
     """It is named by its beginning alone."""
     write(model, {"all_results.json": {"note": f"token {TOKEN}"}})
