@@ -177,13 +177,20 @@ def _check_run(path: Path, run: dict[str, Any], expected: dict[str, Any]) -> Non
             f"{expected['num_train_images']:,} now). Resume with the same --dataset and --max_train_samples, or start "
             "a new run in another --output_dir."
         )
+    began = [values.get("began_with") for values in (run, expected)]
+    if began[0] != began[1]:  # the card would name the wrong model, and its license
+        earlier, now = (where or "random weights" for where in began)
+        raise CheckpointError(
+            f"{path} is of a run that began with {earlier}, and this one begins with {now}. Resume with the same --model, or "
+            "start a new run in another --output_dir."
+        )
     if run["save_only_model"]:
         raise CheckpointError(f"{path} holds no optimizer: it was written with --save_only_model.")
-    earlier, now = _flat(run), _flat(expected)
-    for name in now.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
-        if earlier.get(name) != now[name]:
+    before, after = _flat(run), _flat(expected)
+    for name in after.keys() - {"step", "dataset", "num_train_images", "save_only_model"}:
+        if before.get(name) != after[name]:
             logger.warning(
-                f"{path.name} was written with {name} = {earlier.get(name)}, now it is {now[name]}: the run goes on, but "
+                f"{path.name} was written with {name} = {before.get(name)}, now it is {after[name]}: the run goes on, but "
                 "not as it would have."
             )
 

@@ -62,6 +62,23 @@ def choose_best_by(training_args: SSLTrainingArguments, metric: str) -> None:
     training_args.greater_is_better = "loss" not in str(training_args.metric_for_best_model).split("_")
 
 
+def starting_point(model: str | None, revision: str | None) -> str | None:
+    """
+    Where a run's first weights come from, for its checkpoints.
+
+    Args:
+        model (`str`, *optional*): What `--model` says: a folder, an id of the Hub, or `"none"`.
+        revision (`str`, *optional*): Branch, tag or commit of the Hub.
+
+    Returns:
+        `str` or `None`: None for random weights.
+    """
+    if model in (None, "none"):
+        return None
+    folder = Path(str(model)).expanduser()
+    return str(folder.resolve()) if folder.exists() else f"{model}@{revision or 'main'}"
+
+
 def push_and_close(trainer: SSLTrainer) -> None:
     """
     End a run: push its folder, if `--push_to_hub` asks for it. A push that fails ends the process with a message, which says

@@ -91,6 +91,8 @@ class SSLTrainer(Trainer):
         monitor (`Callable[[SSLPreTrainedModel], dict[str, float]]`, *optional*):
             Measures the model in mid-run (see [`hf_ssl.evaluation.KNNMonitor`]); called by `evaluate`, so that
             `eval_strategy`, `eval_steps`, `eval_on_start` and `metric_for_best_model` mean what they always mean.
+        began_with (`str`, *optional*):
+            The published model whose weights the run begins with; a checkpoint is only resumed by a run that began alike.
         kwargs:
             Other arguments of [`~transformers.Trainer`].
     """
@@ -105,6 +107,7 @@ class SSLTrainer(Trainer):
         train_dataset: Any,
         views: Callable[[Batch, Draws | None], Batch],
         monitor: Callable[[SSLPreTrainedModel], dict[str, float]] | None = None,
+        began_with: str | None = None,
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
@@ -128,7 +131,7 @@ class SSLTrainer(Trainer):
             **kwargs,
         )
         del model.config.use_cache  # Trainer sets it, for language models; it would be saved
-        self.views = views
+        self.views, self.began_with = views, began_with
         self._views_config: Any = getattr(views, "config", None)
         if not is_dataclass(self._views_config):
             self._views_config = None
@@ -267,6 +270,7 @@ class SSLTrainer(Trainer):
             "step": self.state.global_step,
             "dataset": self._fingerprint,
             "num_train_images": self.num_train_images,
+            "began_with": self.began_with,
             "seed": self.args.seed,
             "num_processes": self.args.world_size,
             "images_per_step": self.images_per_step,

@@ -33,7 +33,7 @@ from hf_ssl.figures import draw_vit, plot_curves, require_matplotlib
 from hf_ssl.hub import clear_earlier_model, evaluation_processor, save_published, write_classifier_card, write_results
 from hf_ssl.hub.model_card import needs_remote_code
 from hf_ssl.hub_errors import clear_errors
-from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
+from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, starting_point, train
 from hf_ssl.models import METHODS, SSLConfig, get_method
 from hf_ssl.models.classification import (
     ClassificationConfig,
@@ -344,8 +344,9 @@ def main() -> None:
     model = ClassifierForTraining(config)
     if args.model != "none":
         model.load_encoder(args.model, revision=args.revision)
+    began_with = starting_point(args.model, args.revision)
     trainer = SSLTrainer(
-        model, training_args, make_source(train_images, views), views, monitor, processing_class=processor
+        model, training_args, make_source(train_images, views), views, monitor, began_with, processing_class=processor
     )
     set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
     start = time.monotonic()

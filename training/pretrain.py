@@ -33,7 +33,7 @@ from hf_ssl.figures import (
 )
 from hf_ssl.hub import clear_earlier_model, evaluation_processor, export_run, write_results, write_run_card
 from hf_ssl.hub.model_card import needs_remote_code
-from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, train
+from hf_ssl.launch import choose_best_by, push_and_close, resume_point, save_trainer_state, starting_point, train
 from hf_ssl.models import SSLConfig, get_method
 from hf_ssl.pretrained import load_pretrained
 from hf_ssl.trainer import SSLTrainer
@@ -301,7 +301,8 @@ def main() -> None:
     resume = resume_point(training_args)
     training_args.eval_on_start = resume is None and training_args.eval_strategy != "no"
     measure = monitor if validation is None else lambda trained: monitor(trained) | validation(trained)
-    trainer = SSLTrainer(model, training_args, source, views, measure, processing_class=processor)
+    began_with = starting_point(args.model, args.revision)
+    trainer = SSLTrainer(model, training_args, source, views, measure, began_with, processing_class=processor)
     set_seed(training_args.seed, device_specific=True)  # dropout differs between processes, the model does not
     if trainer.is_world_process_zero():
         patches = f" in patches of {args.patch_size} px" if args.backbone in VIT_SIZES else ""

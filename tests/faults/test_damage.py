@@ -322,6 +322,14 @@ def test_other_images(cut):
         make_trainer(cut, images=IMAGES[:32], **SETTINGS).train(resume_from_checkpoint=True)
 
 
+def test_other_beginning(cut):
+    """Otherwise the card would name the model, and the license, of another run."""
+    trainer = make_trainer(cut, **SETTINGS)
+    trainer.began_with = "org/name@main"
+    with pytest.raises(CheckpointError, match="began with random weights, and this one begins with org/name@main"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 @pytest.mark.parametrize("make", [make_toy, lambda: make_model(mega_patches=2)])
 def test_other_model(cut, make):
     with pytest.raises(CheckpointError, match="checkpoint-6 is of another model"):
