@@ -168,9 +168,10 @@ class TestPatchColors:
         generator = torch.Generator().manual_seed(0)
         return (torch.randn(shape, generator=generator) * torch.linspace(3, 1, shape[-1])).requires_grad_()
 
-    def test_colors_are_components(self):
-        """Of all images together, whatever the sign that scikit-learn gives them."""
-        tokens = self.tokens(2, 6, 5, 12)
+    @pytest.mark.parametrize("dim", [12, 90])
+    def test_colors_are_components(self, dim):
+        """Of all images together, whatever the sign that scikit-learn gives them; of fewer patches than dimensions, too."""
+        tokens = self.tokens(2, 6, 5, dim)
         colors = patch_colors(tokens)
         assert colors.shape == (2, 3, 6, 5) and colors.dtype == torch.uint8
         flat = tokens.detach().double().flatten(0, 2).numpy()

@@ -26,6 +26,7 @@ from hf_ssl.evaluation import (
 )
 from hf_ssl.evaluation.arguments import ModelArguments, resized
 from hf_ssl.figures import plot_attention, require_matplotlib
+from hf_ssl.view_pictures import in_pixels
 
 
 @dataclass(kw_only=True)
@@ -70,11 +71,10 @@ def main() -> None:
         raise ValueError(f"The image processor makes images of different sizes, {sorted(sizes)}: set --image_size.")
     attention = attention_maps(encoder, torch.cat(processed))
     pixel_values = crop_to_patches(encoder, torch.cat(processed))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalization(encoder.processor))
     plot_attention(
         attention,
         attention_masks(attention, args.mass),
-        list(((pixel_values * std + mean).clamp(0, 1) * 255).round().byte()),
+        list(in_pixels(pixel_values, *normalization(encoder.processor))),
         args.output,
         tokens=grid_tokens(encoder, pixel_values),
     )

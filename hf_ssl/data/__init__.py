@@ -8,7 +8,7 @@ from .registry import DATASETS, DatasetInfo
 from .repeat import RepeatedBatches
 from .retrieval import Relevance, RetrievalTask, find_images, load_pairs, load_revisited, same_class_task
 from .sampler import EpochSampler
-from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source
+from .sources import AugmentedSource, PhotoSource, PhotoViews, TensorSource, collate, make_source, render_photos
 from .verify import verify_images
 from .workers import prepare_for_workers, start_worker
 
@@ -42,6 +42,7 @@ __all__ = [
     "make_source",
     "originals_of",
     "prepare_for_workers",
+    "render_photos",
     "same_class_task",
     "start_worker",
     "verify_images",

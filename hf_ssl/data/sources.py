@@ -81,10 +81,28 @@ def collate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
 
-def _render(
+def render_photos(
     views: PhotoViews, photos: Iterable[PIL.Image.Image], sizes: Tensor, epoch: Tensor, index: Tensor
 ) -> dict[str, Tensor]:
-    """A training batch of what views make of decoded photos, of which one at a time is asked for."""
+    """
+    Cuts the views of photos out of them, as data-loading workers do.
+
+    Args:
+        views ([`PhotoViews`]):
+            The views.
+        photos (`Iterable[PIL.Image.Image]`):
+            `batch_size` decoded photos in mode RGB, of which one at a time is asked for.
+        sizes (`torch.Tensor` of shape `(batch_size, 2)`):
+            Height and width of each photo, int64.
+        epoch (`torch.Tensor` of shape `(batch_size,)`):
+            Epoch of each sample, int64.
+        index (`torch.Tensor` of shape `(batch_size,)`):
+            Index of each sample, int64.
+
+    Returns:
+        `dict[str, torch.Tensor]`: a training batch: the tensors that the views rendered, stacked; `boxes` of shape
+        `(batch_size, num_views, 5)`; `index` and `epoch`.
+    """
     boxes = views.boxes(epoch, index, sizes)
     rendered = [views.render(photo, of_photo) for photo, of_photo in zip(photos, boxes, strict=True)]
     batch = {name: torch.stack([tensors[name] for tensors in rendered]) for name in rendered[0]}
@@ -169,7 +187,7 @@ class TensorSource(torch.utils.data.Dataset[dict[str, Any]]):
         else:
             photos = (PIL.Image.fromarray(self.images[i].permute(1, 2, 0).numpy()) for i in index)
             sizes = torch.tensor(self.images.shape[2:]).expand(len(index), 2)
-            batch = _render(self.views, photos, sizes, epoch, index)
+            batch = render_photos(self.views, photos, sizes, epoch, index)
         if self.labels is not None:
             batch["labels"] = self.labels[index]
         return batch
@@ -298,7 +316,7 @@ class PhotoSource(torch.utils.data.Dataset[dict[str, Any]]):
         photos = list(zip(rows["image"], index.tolist(), strict=True))
         sizes = torch.tensor([image_size(photo, row=row) for photo, row in photos])
         decoded = (decode_rgb(photo, row=row) for photo, row in photos)
-        batch = _render(self.views, decoded, sizes, epoch, index)
+        batch = render_photos(self.views, decoded, sizes, epoch, index)
         if "label" in rows:
             batch["labels"] = torch.tensor(rows["label"])
         return batch

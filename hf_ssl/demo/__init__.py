@@ -1,9 +1,12 @@
 """A page for visitors: retrieval, patch matching and a look inside of any encoder. It needs gradio."""
 
 import os
+import tempfile
 
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
+# Before gradio is imported. The folder must be ours alone: what is old in it is deleted.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "hf_ssl-demo"))
 
 try:
     import gradio  # noqa: F401

@@ -8,8 +8,12 @@ import gradio as gr
 
 from .collection import Collection
 from .encoders import EncoderShelf, encoder_input
+from .inside import inside_tab
+from .matching import matching_tab
+from .page import UNCLEAR_REQUESTS, Page
 from .photos import MAX_BYTES
 from .retrieval import retrieval_tab
+from .uploads import deletes_uploads
 
 
 _TITLE = """
@@ -22,13 +26,16 @@ _ABOUT = """
 Made with hf_ssl: APS, ISL, PatchMix, PW-Self and RelViT as one library. Photos that you upload are sent to nobody else, and
 deleted within two hours.
 """
+# Gradio tells wrong places of clicks into pictures that are shown larger than they are.
 _CSS = """
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
+.tiles.large .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
+#patch-colors .grid-container { grid-template-columns: repeat(3, minmax(0, 224px)); }
 .tiles .grid-wrap { min-height: 0; max-height: none; }
 .tiles .gallery-container { height: auto; }
 .photo img { width: 100%; height: 100%; object-fit: contain; }
+.photo.true-size img { object-fit: scale-down; }
 """
-_HOUR = 3600
 
 
 def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
@@ -42,12 +49,16 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
     Returns:
         `gradio.Blocks`: to be launched with [`launch`].
     """
-    with gr.Blocks(title="hf_ssl", analytics_enabled=False, delete_cache=(_HOUR // 6, _HOUR)) as demo:
+    with Page(title="hf_ssl", analytics_enabled=False) as demo:
         gr.Markdown(_TITLE)
         encoder = encoder_input(shelf)
         about_encoder = gr.Markdown(elem_id="about-encoder")
         with gr.Tab("Retrieval", id="retrieval"):
             retrieval_tab(shelf, collection, encoder, demo)
+        with gr.Tab("Patch matching", id="matching") as tab:
+            matching_tab(shelf, collection, encoder, tab)
+        with gr.Tab("Look inside", id="inside") as tab:
+            inside_tab(shelf, collection, encoder, tab)
         gr.Markdown(_ABOUT)
         gr.on(
             [demo.load, encoder.change],
@@ -59,7 +70,7 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
             concurrency_limit=2,
             concurrency_id="encoder",
         )
-    return demo.queue(max_size=100, default_concurrency_limit=8)
+    return demo.queue(max_size=100, default_concurrency_limit=8, api_open=False)
 
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:
@@ -78,6 +89,12 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
         ssr_mode=False,
         run_history=False,
         max_file_size=MAX_BYTES,
+        state_session_capacity=500,  # of each, Gradio keeps a copy of the page
+        app_kwargs={
+            "max_body_size": MAX_BYTES + 2**20,
+            "exception_handlers": UNCLEAR_REQUESTS,
+            "lifespan": deletes_uploads,
+        },
         theme=gr.themes.Default(),
         css=_CSS,
         footer_links=["api", "settings"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,8 @@ class Collection:
         data ([`~hf_ssl.data.ImageData`]):
             The images that are found are those of its training split. The test split, if there is one, gives examples of
             queries; otherwise those that are found do.
-        cache_dir (`str`, *optional*): Where features are kept, see [`~hf_ssl.evaluation.cached_features`].
+        cache_dir (`str`, *optional*):
+            Where features are kept, see [`~hf_ssl.evaluation.cached_features`]; those of encoders that visitors name are not.
         batch_size (`int`, *optional*, defaults to 64): Images in a forward pass.
     """
 
@@ -113,14 +115,20 @@ class Collection:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shape `(num_images, dim)`: float32, of length 1.
         """
-        found: tuple[Tensor, Tensor] = self._indexes.get(
-            encoder.fingerprint, lambda: tuple(self._features(one, encoder.spec, on_read) for one in encoder)
-        )
+
+        def compute() -> tuple[Tensor, ...]:
+            with tempfile.TemporaryDirectory(prefix="hf_ssl-features-") as temporary:
+                folder = temporary if encoder.is_named else self.cache_dir
+                return tuple(self._features(one, encoder.spec, folder, on_read) for one in encoder)
+
+        found: tuple[Tensor, Tensor] = self._indexes.get(encoder.fingerprint, compute)
         return found
 
-    def _features(self, encoder: LoadedEncoder, spec: FeatureSpec, on_read: Callable[[int, int], None]) -> Tensor:
+    def _features(
+        self, encoder: LoadedEncoder, spec: FeatureSpec, folder: str | None, on_read: Callable[[int, int], None]
+    ) -> Tensor:
         images = _Watched(self.source, on_read)
-        (features,) = cached_features(encoder, images, [spec], folder=self.cache_dir, batch_size=self.batch_size)
+        (features,) = cached_features(encoder, images, [spec], folder=folder, batch_size=self.batch_size)
         return torch.nn.functional.normalize(features, dim=1)
 
 

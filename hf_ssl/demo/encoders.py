@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
 import PIL.Image
 import torch
-from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from ..evaluation import FeatureSpec, LoadedEncoder, load_encoder
 from ..evaluation.encoders import public_name
 from ..evaluation.matching import ImagePatches, image_patches
-from ..hub_errors import clear_errors
+from .hub_policy import POLICY, check, download, in_words
 from .photos import Photo, refusal
 from .recent import Recent
 
 
-MAX_WEIGHTS = 1_000_000_000  # bytes
-MAX_PARAMETERS = 250_000_000
-MAX_LAYERS = 256
-MAX_SIDE = 1024  # pixels
 NUM_KEPT = 3  # encoders
 NUM_PATCHES_KEPT = 64  # photos
-_WANTED = ("config.json", "*processor_config.json", "model*.safetensors", "model.safetensors.index.json")
-_WANTED_OF_OURS = ("pretraining/config.json",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-
-POLICY = (
-    f"Of the Hub, weights in safetensors of up to {MAX_WEIGHTS // 10**9} GB are loaded, of public repositories and for "
-    "architectures that transformers, timm or hf_ssl know. No code of a repository is run."
-)
 
 
 @dataclass(frozen=True)
@@ -51,13 +40,15 @@ class ShownEncoder:
         trained ([`~hf_ssl.evaluation.LoadedEncoder`]): The encoder.
         untrained ([`~hf_ssl.evaluation.LoadedEncoder`]): Its architecture with random weights.
         spec ([`~hf_ssl.evaluation.FeatureSpec`]): Its feature of an image.
-        fingerprint (`str`): A hash of its weights.
+        fingerprint (`str`): A hash of its weights and of its image processor.
+        is_named (`bool`): Whether a visitor has named it: of these, nothing is kept on disk.
     """
 
     trained: LoadedEncoder
     untrained: LoadedEncoder
     spec: FeatureSpec
     fingerprint: str
+    is_named: bool
 
     def __iter__(self) -> Iterator[LoadedEncoder]:
         yield self.trained
@@ -97,6 +88,7 @@ class EncoderShelf:
             raise ValueError(f"models={list(models)} must be at least one model, of different names.")
         self.trust_remote_code, self.allow_hub_ids = trust_remote_code, allow_hub_ids
         self._encoders, self._patches = Recent(max(NUM_KEPT, len(self.models))), Recent(NUM_PATCHES_KEPT)
+        self._loading = Lock()
 
     @property
     def names(self) -> list[str]:
@@ -126,7 +118,7 @@ class EncoderShelf:
         try:
             return self.load(name)
         except (ValueError, OSError) as error:
-            raise refusal(str(error)) from error
+            raise refusal(str(error).replace(self.models.get(name, name), name)) from error
 
     def load(self, name: str) -> ShownEncoder:
         """
@@ -162,64 +154,23 @@ class EncoderShelf:
 
     def _load(self, name: str) -> ShownEncoder:
         if name in self.models:
-            trained = load_encoder(self.models[name], trust_remote_code=self.trust_remote_code)
-        else:
-            trained = load_encoder(str(_download(name)))
+            return self._show(self.models[name], name)
+        with tempfile.TemporaryDirectory(prefix="hf_ssl-encoder-") as folder, in_words(name, Path(folder)):
+            download(name, Path(folder))
+            return self._show(folder, name)
+
+    def _show(self, model: str, name: str) -> ShownEncoder:
+        is_named = name not in self.models
+        with self._loading:  # how models are initialized, transformers and torch keep in globals
+            if is_named:
+                check(Path(model))
+            trained = load_encoder(model, trust_remote_code=self.trust_remote_code and not is_named)
             trained.name = name
-        untrained = deepcopy(trained)
-        untrained.reset(seed=0)
-        return ShownEncoder(trained, untrained, FeatureSpec(trained.feature), trained.fingerprint())
-
-
-def _download(name: str) -> Path:
-    """
-    The files of a model that a visitor has named. The operator's token has no part in it: a visitor is shown nothing that
-    is not public.
-    """
-    with clear_errors(f"{name} is not loaded.", name):
-        info = HfApi().model_info(name, files_metadata=True, token=False)
-        files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        weights = {file: size for file, size in files.items() if re.fullmatch(r"model[^/]*\.safetensors", file)}
-        if not weights:
-            raise ValueError("It has no weights in safetensors, the format that is read here.")
-        if sum(weights.values()) > MAX_WEIGHTS:
-            raise ValueError(
-                f"Its weights have {sum(weights.values()) / 1e9:.1f} GB; the limit is {MAX_WEIGHTS / 1e9:.0f} GB."
-            )
-        folder = Path(
-            snapshot_download(name, revision=info.sha, allow_patterns=[*_WANTED, *_WANTED_OF_OURS], token=False)
-        )
-        _check_config(folder)
-    return folder
-
-
-def _check_config(folder: Path) -> None:
-    """
-    Refuse what would need code, or a lot of memory: a small file may describe a large model.
-
-    Raises:
-        `ValueError`: it is refused.
-    """
-    config = json.loads((folder / "config.json").read_text())
-    kind = config.get("model_type", "timm_wrapper" if "architecture" in config else None)
-    if kind not in CONFIG_MAPPING:
-        raise ValueError(f"Its architecture, {kind}, is not known here, and code of repositories is not run.")
-    layers = [value for key, value in config.items() if re.search("layers|depth", key) and isinstance(value, int)]
-    if max(layers, default=0) > MAX_LAYERS:
-        raise ValueError(f"It has {max(layers)} layers; the limit is {MAX_LAYERS}.")
-    with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
-    count = sum(parameter.numel() for parameter in model.parameters())
-    if count > MAX_PARAMETERS:
-        raise ValueError(
-            f"It has {count / 1e6:,.0f} million parameters; the limit is {MAX_PARAMETERS // 10**6} million."
-        )
-    for path in folder.glob("*processor_config.json"):
-        sizes = json.loads(path.read_text())
-        sides = [sizes.get("size"), sizes.get("crop_size")]
-        numbers = [side for size in sides for side in (size.values() if isinstance(size, dict) else [size])]
-        if max((side for side in numbers if isinstance(side, (int, float))), default=0) > MAX_SIDE:
-            raise ValueError(f"It takes images of {max(filter(None, numbers))} pixels; the limit is {MAX_SIDE}.")
+            untrained = deepcopy(trained)
+            untrained.reset(seed=0)
+        seen = f"{trained.fingerprint()} {trained.processor}"
+        fingerprint = hashlib.sha256(seen.encode()).hexdigest()
+        return ShownEncoder(trained, untrained, FeatureSpec(trained.feature), fingerprint, is_named)
 
 
 def encoder_input(shelf: EncoderShelf) -> gr.Dropdown:

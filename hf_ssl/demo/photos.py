@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import PIL.Image
 
-from ..data import ImageError, decode_rgb
-from ..data.images import find_problem, image_size
+from ..data import decode_rgb
+from ..data.images import exif_orientation, find_problem
 
 
+REFUSED = "This does not work"
 MAX_BYTES = 10 * 2**20
 MAX_PIXELS = 50_000_000
+MAX_RATIO = (
+    20  # of the longer to the shorter side; processors that resize the shorter one would make huge images of ribbons
+)
 _LIMITS = f"Photos may have {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} million pixels."
 # EPS files are programs, which Pillow has Ghostscript run.
 _REFUSED_FORMATS = ("EPS",)
+_TURNED_FORMATS = ("JPEG", "MPO")  # by all browsers; Chromium ignores the orientation of WebP
 _ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF")  # a phone's MPO has several pictures too, the first is the photo
 
 
@@ -30,15 +36,17 @@ class Photo:
     Args:
         image (`PIL.Image.Image`): Its pixels, RGB.
         digest (`str`): A hash of the file, to find what was computed of it.
+        is_shown_upright (`bool`, *optional*, defaults to `True`): Whether browsers too turn the file as its EXIF says.
     """
 
     image: PIL.Image.Image
     digest: str
+    is_shown_upright: bool = True
 
 
 def refusal(message: str) -> gr.Error:
     """An answer to something that cannot be done, which a visitor sees and a client gets."""
-    return gr.Error(message, title="This does not work", print_exception=False)
+    return gr.Error(message, title=REFUSED, print_exception=False)
 
 
 def read_photo(path: str | Path) -> Photo:
@@ -55,39 +63,58 @@ def read_photo(path: str | Path) -> Photo:
         `gradio.Error`: it is no photo, too large, damaged, or moves.
     """
     path = Path(path)
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise refusal(f"The file has {size / 2**20:.1f} MB, which is too much. {_LIMITS}")
-    if not size:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise refusal(f"The file has {size / 2**20:.1f} MB, which is too much. {_LIMITS}")
+        content = path.read_bytes()
+    except OSError:
+        raise refusal("The photo is no longer here, as uploads are deleted after a while. Choose it again.") from None
+    if not content:
         raise refusal("The file is empty. Choose another one.")
-    content = path.read_bytes()
     encoded = {"bytes": content, "path": None}
     try:
-        height, width = image_size(encoded)
-        if height * width > MAX_PIXELS:
-            raise refusal(f"The photo has {width} x {height} pixels, which are too many. {_LIMITS}")
-        _check_format(path)
-        return Photo(decode_rgb(encoded), hashlib.sha256(content).hexdigest())
-    except ImageError:
+        format = _check_header(content)
+        is_shown_upright = format in _TURNED_FORMATS or exif_orientation(encoded) == 1
+        image = decode_rgb(encoded)
+        _check_size(image)  # an ICO may hold a larger picture than it says
+    except gr.Error:
+        raise
+    except Exception as error:  # Pillow's plugins raise about any type on a damaged file
+        if isinstance(error.__cause__ or error, PIL.Image.DecompressionBombError):
+            raise refusal(f"The photo has too many pixels. {_LIMITS}") from None
         reason = (find_problem(encoded) or "it is damaged").replace("\n", " ")
         raise refusal(
             f"The file cannot be read as a photo: {reason}. JPEG, PNG and WebP are safe choices; HEIC and SVG have to be "
             "converted."
         ) from None
+    return Photo(image, hashlib.sha256(content).hexdigest(), is_shown_upright)
 
 
-def _check_format(path: Path) -> None:
-    with PIL.Image.open(path) as opened:
+def _check_header(content: bytes) -> str | None:
+    with PIL.Image.open(BytesIO(content)) as opened:
         if opened.format in _REFUSED_FORMATS:
             raise refusal(f"{opened.format} files are programs, which are not run here. Save it as PNG.")
-        pictures = getattr(opened, "n_frames", 1) if opened.format in _ANIMATED_FORMATS else 1
-    if pictures > 1:
-        raise refusal(f"This is an animation of {pictures} pictures. Choose one of them.")
+        _check_size(opened)
+        if opened.format in _ANIMATED_FORMATS and getattr(opened, "is_animated", False):
+            raise refusal("This is an animation. Choose one of its pictures, and save it as a photo.")
+        return opened.format
+
+
+def _check_size(image: PIL.Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise refusal(f"The photo has {width} x {height} pixels, which are too many. {_LIMITS}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise refusal(
+            f"The photo has {width} x {height} pixels: a side may be at most {MAX_RATIO} times the other. Crop it."
+        )
 
 
 def photo_input(label: str, **options: Any) -> gr.Image:
     """
-    An input for a photo: upload, webcam or clipboard. Functions get a [`Photo`], or None.
+    An input for a photo: upload, webcam or clipboard. Functions get a [`Photo`], or None. Only on a
+    [`~hf_ssl.demo.page.Page`], which lets no files through but those that were uploaded.
 
     Args:
         label (`str`): Its title.

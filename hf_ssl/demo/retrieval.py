@@ -217,8 +217,8 @@ def similarity_bars(
         path = Path(folder, "similarities.png")
         plot_similarities(
             path,
-            query_images=[pil_to_tensor(photo.image)],
-            key_images=[pil_to_tensor(collection.image(place)) for place in places.tolist()],
+            query_images=[pil_to_tensor(thumbnail(photo.image))],
+            key_images=[pil_to_tensor(thumbnail(collection.image(place))) for place in places.tolist()],
             similarities=similarities[0],
             similarities_before=similarities[1],
             **labels,
@@ -309,8 +309,12 @@ def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropd
     def turn(page: int) -> tuple[int, list[Picture]]:
         return page + 1, show_examples(collection, page + 1)
 
-    def pick(page: int, event: gr.SelectData) -> tuple[PIL.Image.Image, str]:
-        image, name = collection.example(example_places(collection, page)[event.index])
+    def pick(page: int, event: gr.EventData) -> tuple[PIL.Image.Image, str]:  # SelectData fails if a client sends none
+        places, data = example_places(collection, page), event._data
+        index = data.get("index") if isinstance(data, dict) else None
+        if type(index) is not int or not 0 <= index < len(places):
+            raise refusal("There is no such image: pick one of those that are shown.")
+        image, name = collection.example(places[index])
         return image, name or NO_CLASS
 
     def begin() -> tuple[list[Picture], PIL.Image.Image, str]:

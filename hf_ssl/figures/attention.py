@@ -84,15 +84,23 @@ def plot_attention(
             draw_pixels(axes, colors[i], margin, y + tall + gap, *size)
         for column, (weights, share) in enumerate(zip(maps[i], kept[i], strict=True), start=1):
             left = margin + column * (side + gap)
-            draw_pixels(axes, _heat(weights), left, y, *size)
-            draw_pixels(axes, _lit(image, share), left, y + tall + gap, *size)
+            draw_pixels(axes, heat_colors(weights), left, y, *size)
+            draw_pixels(axes, light_up(image, share), left, y + tall + gap, *size)
     # After the images, which set limits of their own.
     axes.set(xlim=(0, width), ylim=(height, 0))
     save(figure, path)
 
 
-def _heat(weights: Tensor) -> Tensor:
-    """`(rows, columns)` to colors of shape `(3, rows, columns)`, uint8."""
+def heat_colors(weights: Tensor) -> Tensor:
+    """
+    Colors from dark, the smallest weight of a map, to bright, its largest.
+
+    Args:
+        weights (`torch.Tensor` of shape `(rows, columns)`): A map, float, on the CPU.
+
+    Returns:
+        `torch.Tensor` of shape `(3, rows, columns)`, uint8.
+    """
     from matplotlib import colormaps
 
     low, high = weights.aminmax()
@@ -100,7 +108,16 @@ def _heat(weights: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rgba[..., :3])).permute(2, 0, 1)
 
 
-def _lit(image: Tensor, share: Tensor) -> Tensor:
-    """The image as it is where the share of a patch, `(rows, columns)`, is 1, and dark where it is 0."""
+def light_up(image: Tensor, share: Tensor) -> Tensor:
+    """
+    Darken the patches of an image that are not kept.
+
+    Args:
+        image (`torch.Tensor` of shape `(3, height, width)`, uint8): The image, which the patches cover.
+        share (`torch.Tensor` of shape `(rows, columns)`): Of each patch, float: as it is at 1, and dark at 0.
+
+    Returns:
+        `torch.Tensor` of shape `(3, height, width)`, uint8.
+    """
     light = F.interpolate(share[None, None], size=image.shape[1:], mode="nearest-exact")[0]
     return (image * (0.2 + 0.8 * light)).round().byte()

@@ -76,7 +76,10 @@ def patch_colors(tokens: Tensor) -> Tensor:
         raise ValueError("`tokens` contains NaN or infinite values: check the encoder's weights and its inputs.")
     flat = tokens.detach().double().cpu().flatten(0, 2)
     centered = flat - flat.mean(0)
-    axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)
+    if len(centered) < centered.shape[1]:  # where the way below would take seconds
+        axes = torch.linalg.svd(centered, full_matrices=False).Vh[:3].T
+    else:
+        axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)
     components = centered @ (axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign())
     low, high = components.quantile(torch.tensor([0.01, 0.99], dtype=torch.float64), dim=0)
     scaled = ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)

@@ -56,7 +56,7 @@ def plot_views(
     figure = new_figure(sheet.width, sheet.height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    tags = _view_tags(names)
+    tags = view_tags(names)
     frames = range(len(views)) if frames is None else frames
     of_boxes = [tags[list(frames).index(u)] for u in range(boxes.shape[1])]
     overhang = max(_overhang(image, image_boxes) for image, image_boxes in zip(sources, boxes, strict=True))
@@ -133,7 +133,7 @@ def _label_views(axes: Axes, sheet: _Sheet, sources: Sequence[Tensor], headers: 
             axes.text(*place, header, fontsize=size_of_text)
 
 
-def _view_tags(names: Sequence[str]) -> list[str]:
+def view_tags(names: Sequence[str]) -> list[str]:
     """What is written on boxes and views: `"G1"` for `"global 1"`, `"ML2"` for `"mixed local 2"`; nothing for one alone."""
     if len(names) == 1:
         return [""]

@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -129,60 +128,8 @@ def test_matplotlib_is_asked_for_first(preview, monkeypatch):
         preview("--dataset", "cifra10")
 
 
-# ---- several views ----
-
-
-def test_image_views(script):
-    """One view or several in a tensor, normalization undone, other tensors left alone."""
-    images = torch.rand(10, 4, 3, 8, 8)
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    normalized = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    outputs = {
-        "pixel_values": normalized[:2],
-        "boxes": torch.zeros(4, 10, 5, dtype=torch.int64),
-        "local_pixel_values": normalized[2:, ..., :4, :4],
-        "teacher_images": normalized[0] * 100,
-        "weights": torch.rand(4, 16),
-        "masks": torch.rand(4, 1, 8, 8),
-    }
-    views = script["image_views"](outputs, mean, std)
-    assert list(views) == ["view 1", "view 2", *(f"local {i}" for i in range(1, 9)), "teacher images"]
-    assert all(view.dtype == torch.uint8 and len(view) == 4 for view in views.values())
-    assert (views["view 2"] - images[1] * 255).abs().max() < 0.51
-    assert (
-        views["local 8"].shape == (4, 3, 4, 4) and (views["local 8"] - images[9, ..., :4, :4] * 255).abs().max() < 0.51
-    )
-    assert set(views["teacher images"].unique().tolist()) >= {0, 255}
-    assert list(script["image_views"]({"pixel_values": normalized[:1]}, mean, std)) == ["view"]
-    sides = script["describe"](
-        [images[0, 0]] * 4, {name: views[name] for name in ("view 1", "local 1", "local 2")}, 50
-    )
-    assert sides == "4 of 50 images (8x8 px), 3 views of each (1 of 8 px, 2 of 4 px)"
-
-
-def test_boxes_are_those_of_the_views(script):
-    """What the views return, else what lies on the canvas, else what workers cut out, else what is drawn for the sources."""
-    asked, draws = [], object()
-
-    def boxes(epoch, index, sizes):
-        asked.append(sizes)
-        return "drawn"
-
-    views, sources = types.SimpleNamespace(boxes=boxes), [torch.zeros(3, 4, 6), torch.zeros(3, 5, 7)]
-    batch = {"epoch": torch.tensor([0, 0]), "index": torch.tensor([0, 1])}
-    returned, cut = torch.zeros(2, 3, 5), torch.ones(2, 1, 5)
-    assert script["view_boxes"](views, batch | {"boxes": cut}, {"boxes": returned}, sources, draws) is returned
-    assert script["view_boxes"](views, batch | {"boxes": cut}, {}, sources, draws) is cut
-    assert script["view_boxes"](views, batch, {}, sources, draws) == "drawn"
-    assert torch.equal(asked[0], torch.tensor([[4, 6], [5, 7]]))
-    views.canvas, views.view_boxes = 8, lambda epoch, index, sizes, draws: (epoch, index, sizes, draws)
-    on_canvas = script["view_boxes"](views, batch | {"boxes": cut}, {}, sources, draws)
-    assert on_canvas[:2] == (batch["epoch"], batch["index"]) and on_canvas[3] is draws
-
-
-def test_canvas(script):
-    image = torch.zeros(3, 10, 30, dtype=torch.uint8)
-    image[0, :, 15:] = 200
-    assert script["on_canvas"](image, None) is image
-    shown = script["on_canvas"](image, 24)
-    assert shown.shape == (3, 24, 24) and shown[0, 0, 5] == 0 and shown[0, 20, 20] == 200
+def test_description(script):
+    images = [torch.zeros(3, 8, 10)] * 4
+    views = {name: torch.zeros(4, 3, side, side) for name, side in (("view 1", 8), ("local 1", 4), ("local 2", 4))}
+    described = script["describe"](images, views, 50)
+    assert described == "4 of 50 images (10x8 px), 3 views of each (1 of 8 px, 2 of 4 px)"

@@ -1,0 +1,306 @@
+"""Look inside: what an encoder attends to, how it tells the patches of a photo apart, and what methods are trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gradio as gr
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from ..evaluation import LoadedEncoder, attention_maps, attention_masks, crop_to_patches, grid_tokens, normalization
+from ..evaluation.matching import covered_size
+from ..figures.attention import heat_colors, light_up
+from ..figures.patch_colors import patch_colors
+from ..models import METHODS
+from ..view_pictures import in_pixels
+from .collection import Collection
+from .drawing import draw_photo
+from .encoders import EncoderShelf
+from .photos import Photo, photo_input, refusal
+from .training_views import Picture, show_training_views
+
+
+HEAT, MASK = "heat", "mask"
+MAX_HEADS = 16
+MIN_MASS = 0.05
+_NO_PHOTO = "There is no photo yet: upload one, or take another example."
+
+_EXPLANATION = """
+Show a photo to the encoder, and see what it looks at, which parts of the photo are alike to it, and what the methods would
+have learned from the photo.
+"""
+_ATTENTION = """
+### What it looks at
+A vision transformer gathers what it says of a photo in one token, by attention to the patches of the photo. Each head
+attends to patches of its own; these are the heads of the last block.
+"""
+_PATCH_COLORS = """
+### Which parts are alike
+Patches of one color are alike to the encoder: red, green and blue are the first three principal components of their tokens.
+The untrained network has the same architecture and random weights. Each picture has colors of its own.
+"""
+_TRAINING_VIEWS = """
+### What methods are trained on
+None of the five methods is told what a photo shows. They learn from crops of it, in changed colors.
+"""
+
+
+def process(encoder: LoadedEncoder, photo: Photo | None) -> Tensor:
+    """
+    A photo as it is given to an encoder.
+
+    Args:
+        encoder ([`~hf_ssl.evaluation.LoadedEncoder`]): The encoder.
+        photo ([`Photo`], *optional*): What the visitor shows.
+
+    Returns:
+        `torch.Tensor` of shape `(1, 3, height, width)`: normalized.
+
+    Raises:
+        `gradio.Error`: there is no photo, or the image processor does not take it.
+    """
+    if photo is None:
+        raise refusal(_NO_PHOTO)
+    try:
+        pixel_values: Tensor = encoder.processor(images=[photo.image], return_tensors="pt")["pixel_values"]
+    except ValueError as error:
+        raise refusal(str(error)) from error
+    return pixel_values
+
+
+def show_attention(
+    shelf: EncoderShelf, photo: Photo | None, encoder: Any, show: Any, mass: Any
+) -> tuple[list[Picture], str]:
+    """
+    What the class token of an encoder attends to in the last block.
+
+    Args:
+        shelf ([`EncoderShelf`]): The encoders.
+        photo ([`Photo`], *optional*): What the visitor shows.
+        encoder (`Any`): Name of the encoder.
+        show (`Any`): `"heat"`: bright where there is much attention; or `"mask"`: only the patches that get most of it.
+        mass (`Any`): Share of the attention that the patches of a mask hold.
+
+    Returns:
+        `tuple[list[tuple[PIL.Image.Image, str]], str]`: a picture of the mean of all heads, and of each head; and what they
+        are, or why there are none, in Markdown.
+
+    Raises:
+        `gradio.Error`: it cannot be done.
+    """
+    if show not in (HEAT, MASK):
+        raise refusal(f"Attention is shown as {HEAT} or as {MASK}.")
+    if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not MIN_MASS <= mass <= 1:
+        raise refusal(f"The share of the attention is a number from {MIN_MASS} to 1, such as 0.6.")
+    loaded = shelf.get(encoder).trained
+    pixel_values = process(loaded, photo)
+    try:
+        of_heads = attention_maps(loaded, pixel_values)[0].cpu()
+        maps = torch.cat([of_heads.mean(0, keepdim=True), of_heads[:MAX_HEADS]])
+        masks = attention_masks(maps, mass).float()
+        image = in_pixels(crop_to_patches(loaded, pixel_values)[0], *normalization(loaded.processor))
+    except ValueError as error:
+        return [], f"**There is no attention to be seen.** {error}"
+    drawn = (
+        [_heated(image, weights) for weights in maps] if show == HEAT else [light_up(image, mask) for mask in masks]
+    )
+    names = ["mean of all heads", *(f"head {number}" for number in range(1, len(maps)))]
+    first = f", the first {MAX_HEADS} of which are shown" * (len(of_heads) > MAX_HEADS)
+    rows, columns = maps.shape[1:]
+    return (
+        [(_picture(pixels), name) for pixels, name in zip(drawn, names, strict=True)],
+        f"{len(of_heads)} heads{first}; {columns} x {rows} patches.",
+    )
+
+
+def _heated(image: Tensor, weights: Tensor) -> Tensor:
+    """An image in gray under the colors of a map: uint8 of shape `(3, height, width)`."""
+    colors = _stretched(heat_colors(weights), image)
+    return (0.3 * image.float().mean(0) + 0.7 * colors).round().byte()
+
+
+def _stretched(colors: Tensor, image: Tensor) -> Tensor:
+    """Colors of patches, `(3, rows, columns)`, as large as the image that the patches cover."""
+    return F.interpolate(colors[None], size=image.shape[1:], mode="nearest-exact")[0]
+
+
+def _picture(pixels: Tensor) -> PIL.Image.Image:
+    return draw_photo(to_pil_image(pixels))
+
+
+def show_patch_colors(shelf: EncoderShelf, photo: Photo | None, encoder: Any) -> tuple[list[Picture], str]:
+    """
+    The patches of a photo in colors that tell which of them are alike to an encoder, before and after training.
+
+    Args:
+        shelf ([`EncoderShelf`]): The encoders.
+        photo ([`Photo`], *optional*): What the visitor shows.
+        encoder (`Any`): Name of the encoder.
+
+    Returns:
+        `tuple[list[tuple[PIL.Image.Image, str]], str]`: the photo as the encoder sees it, and the colors by the trained and
+        by the untrained one; and what they are, or why there are none, in Markdown.
+
+    Raises:
+        `gradio.Error`: it cannot be done.
+    """
+    shown = shelf.get(encoder)
+    pixel_values = process(shown.trained, photo)
+    try:
+        tokens = [grid_tokens(one, pixel_values).cpu() for one in shown]
+        colors = [patch_colors(of_one)[0] for of_one in tokens]
+        image = in_pixels(pixel_values[0], *normalization(shown.trained.processor))
+    except ValueError as error:
+        return [], f"**There are no patches to be seen.** {error}"
+    rows, columns = tokens[0].shape[1:3]
+    height, width = covered_size(shown.trained, (rows, columns), (image.shape[1], image.shape[2]))
+    image = image[:, :height, :width]
+    drawn = [image, *(_stretched(of_one, image) for of_one in colors)]
+    names = ["the photo", "trained", "untrained"]
+    return (
+        [(_picture(pixels), name) for pixels, name in zip(drawn, names, strict=True)],
+        f"The encoder sees {width} x {height} pixels of the photo, in {columns} x {rows} patches.",
+    )
+
+
+def pick_example(collection: Collection) -> PIL.Image.Image:
+    """Any of the images to begin with."""
+    return collection.example(random.randrange(len(collection.queries)))[0]
+
+
+def _tiles(name: str) -> gr.Gallery:
+    """Pictures side by side, as many as fit."""
+    return gr.Gallery(
+        show_label=False,
+        object_fit="contain",
+        height="auto",
+        format="png",
+        buttons=["fullscreen"],
+        interactive=False,
+        elem_classes=["tiles", "large"],
+        elem_id=name,
+    )
+
+
+def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, tab: gr.Tab) -> None:
+    """
+    The tab, inside of an open `gradio.Tab`.
+
+    Args:
+        shelf ([`EncoderShelf`]): The encoders.
+        collection ([`Collection`]): The images.
+        encoder (`gradio.Dropdown`): Where the encoder is chosen.
+        tab (`gradio.Tab`): The tab, which begins with an example when it is first opened.
+    """
+    gr.Markdown(_EXPLANATION)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            photo = photo_input("Photo", elem_id="inside-photo", height=260)
+            another = gr.Button("Another example", size="sm", elem_id="another-example")
+        with gr.Column(scale=5, min_width=320):
+            gr.Markdown(_ATTENTION)
+            with gr.Row():
+                show = gr.Radio(
+                    [HEAT, MASK],
+                    value=HEAT,
+                    label="Show",
+                    info="Heat: the brighter, the more attention. Mask: only the patches that get most of it.",
+                    elem_id="show",
+                )
+                mass = gr.Slider(
+                    MIN_MASS,
+                    1,
+                    value=0.6,
+                    step=0.05,
+                    label="Share of the attention",
+                    info="The mask keeps as few patches as hold it.",
+                    visible=False,
+                    elem_id="mass",
+                )
+            about_heads = gr.Markdown(elem_id="about-heads")
+            heads = _tiles("heads")
+            gr.Markdown(_PATCH_COLORS)
+            about_colors = gr.Markdown(elem_id="about-patch-colors")
+            colors = _tiles("patch-colors")
+            gr.Markdown(_TRAINING_VIEWS)
+            with gr.Row():
+                method = gr.Dropdown(
+                    [(entry.title, name) for name, entry in METHODS.items()],
+                    value=next(iter(METHODS)),
+                    label="Method",
+                    elem_id="method",
+                )
+                seed = gr.Number(0, precision=0, label="Seed: other numbers give other views", elem_id="seed")
+            others = gr.Button("Other views", size="sm", elem_id="other-views")
+            about_views = gr.Markdown(elem_id="about-views")
+            boxes = gr.Image(
+                show_label=False,
+                format="png",
+                buttons=["fullscreen"],
+                interactive=False,
+                elem_classes=["photo"],
+                elem_id="boxes",
+                height=320,
+                alt_text="The photo, with the boxes that views are cut out of",
+            )
+            views = _tiles("views")
+
+    private: dict[str, Any] = {"api_visibility": "private"}
+    opened = gr.State(False)
+    tab.select(lambda: True, None, opened, **private)
+    examples = [
+        opened.change(lambda: collection.example(0)[0], None, photo, **private),
+        another.click(lambda: pick_example(collection), None, photo, **private),
+    ]
+    show.input(lambda show: gr.Slider(visible=show == MASK), show, mass, **private)
+    others.click(lambda seed: (seed or 0) + 1, seed, seed, **private)
+
+    runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
+    for name, about, function, inputs, outputs, triggers in (
+        (
+            "attention",
+            "What the class token of an encoder attends to, head by head.",
+            partial(show_attention, shelf),
+            [photo, encoder, show, mass],
+            [heads, about_heads],
+            [photo.input, encoder.change, show.input, mass.input],
+        ),
+        (
+            "patch_colors",
+            "Which patches of a photo are alike to an encoder, as colors, trained and untrained.",
+            partial(show_patch_colors, shelf),
+            [photo, encoder],
+            [colors, about_colors],
+            [photo.input, encoder.change],
+        ),
+        (
+            "training_views",
+            "What a method would be trained on, had it a photo.",
+            partial(show_training_views, collection),
+            [photo, method, seed],
+            [boxes, views, about_views],
+            [photo.input, method.input, seed.change],
+        ),
+    ):
+        gr.on([], function, inputs, outputs, api_name=name, api_description=about, **runs)
+        # By a step in the browser: of functions that wait for one event, each would have all others run again after it, as
+        # long as one of them is busy.
+        for change in (gr.on(triggers, None, js="() => []", **private), *examples):
+            run = _unless_empty(function, len(outputs))
+            change.success(run, inputs, outputs, trigger_mode="always_last", **runs, **private)
+
+
+def _unless_empty(function: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:
+    """For the page, where to have no photo is no mistake: there is nothing to show, then."""
+
+    def show(photo: Photo | None, *others: Any) -> Any:
+        return [None] * num_outputs if photo is None else function(photo, *others)
+
+    return show
