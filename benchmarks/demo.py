@@ -124,7 +124,7 @@ def measure(client: Client, digits: list[Any], photos: list[Path]) -> None:
 
     def match(first: Path, second: Path) -> Callable[[], Any]:
         photos = {"first": handle_file(first), "second": handle_file(second)}
-        return lambda: client.predict(**photos, encoder="vit-small", api_name="/match")
+        return lambda: client.predict(**photos, kind="own", encoder="vit-small", api_name="/match")
 
     print(f"retrieval query: {timed([retrieve(photo) for photo in digits])}")
     print(f"its chart:       {timed([retrieve(photo, '/similarity_bars') for photo in digits])}")
