@@ -45,7 +45,7 @@ itself in changed colors, where it is known what belongs together.
 _SIMILARITY = """
 ### Click on a patch
 In any of the pictures, above or below. The other photo then shows what the encoder finds similar to it: the brighter, the
-more similar. The frame is around the most similar patch.
+more similar. The frame is around the most similar patch. What is pale, the encoder does not see.
 """
 
 
@@ -198,12 +198,12 @@ def by_geometry(pair: Pair) -> PatchMatches:
             "an augmented view of the first as the second photo."
         )
     wholes = [torch.tensor([0, 0, photo.image.height, photo.image.width, 0]) for photo in pair]
-    rows, columns = ([min(GEOMETRY_GRID, int(whole[axis])) for whole in wholes] for axis in (2, 3))
-    grids = ((rows[0], columns[0]), (rows[1], columns[1]))
-    in_source = match_boxes(wholes[0], pair.box, grids)
-    in_view = patch_boxes(wholes[1][:4], grids[1])[in_source.pairs[:, 1]]
+    count = min(GEOMETRY_GRID, *pair.second.image.size)
+    grid = (count, count)
+    in_source = match_boxes(wholes[0], pair.box, (grid, grid))
+    in_view = patch_boxes(wholes[1][:4], grid)[in_source.pairs[:, 1]]
     areas = (wholes[0][:4].double(), wholes[1][:4].double())
-    return PatchMatches(in_source.pairs, (in_source.boxes[0], in_view), areas, grids)
+    return PatchMatches(in_source.pairs, (in_source.boxes[0], in_view), areas, (grid, grid))
 
 
 def same_place(matches: PatchMatches, box: Tensor, size: tuple[int, int]) -> Tensor:
@@ -408,7 +408,7 @@ def find_click(
     elif max(photo.image.size) <= TINY:  # browsers tell whole pixels, which are too coarse
         raise refusal("This photo is too small to be clicked on: click in the pictures below, where it is enlarged.")
     elif not photo.is_shown_upright:
-        raise refusal("Browsers do not turn this photo upright: click in the pictures below, where it is.")
+        raise refusal("Not all browsers turn this photo upright: click in the pictures below, where it is.")
     return round(point[1], 2), round(point[0], 2), (FIRST, SECOND)[number]
 
 

