@@ -31,6 +31,7 @@ _CSS = """
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
 .tiles.large .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
 #patch-colors .grid-container { grid-template-columns: repeat(3, minmax(0, 224px)); }
+.large:has(.empty) { display: none; }
 .tiles .grid-wrap { min-height: 0; max-height: none; }
 .tiles .gallery-container { height: auto; }
 .photo img { width: 100%; height: 100%; object-fit: contain; }

@@ -328,22 +328,26 @@ def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropd
         query.input(lambda: NO_CLASS, None, label, **private),
         examples.select(pick, page, [query, label], **private),
         demo.load(begin, None, [examples, query, label], **private),
+        # By a step in the browser, see `inside_tab`.
+        gr.on([label.input, k.release, encoder.change], None, js="() => []", **private),
     ]
-    runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder", "trigger_mode": "always_last"}
+    runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
     to_answer: Any = (answer, [query, k, label, encoder], [trained, untrained, words, numbers])
     to_chart: Any = (chart, [query, label, encoder], bars)
-    answered = gr.on(
-        [label.input, k.release, encoder.change],
+    gr.on(
+        [],
         *to_answer,
         **runs,
         api_name="retrieve",
         api_description="The images most similar to a photo, to the trained and to the untrained encoder.",
     )
-    answered.success(
+    gr.on(
+        [],
         *to_chart,
         **runs,
         api_name="similarity_bars",
         api_description="Similarity of a photo to images of the collection, from the nearest to the farthest.",
     )
+    page_runs: dict[str, Any] = {**runs, **private, "trigger_mode": "always_last"}
     for change in changes:
-        change.success(*to_answer, **runs, **private).success(*to_chart, **runs, **private)
+        change.success(*to_answer, **page_runs).success(*to_chart, **page_runs)

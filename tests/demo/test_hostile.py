@@ -130,7 +130,7 @@ def photo(demo: Demo) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def the_next_visitor_is_served(demo: Demo) -> Iterator[None]:
     yield
-    assert demo.process.poll() is None
+    assert demo.process.poll() is None, demo.log()[-4000:]
     *_, numbers = demo.ask("retrieve", demo.upload(PNG), 1, None, None)
     assert numbers["data"][0][0] == 1
 
