@@ -28,7 +28,6 @@ FORMATS = (
     "TGA",
     "PPM",
     "AVIF",
-    "ICNS",
     "PCX",
     "SGI",
     "DDS",
