@@ -54,23 +54,19 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
         gr.Markdown(_TITLE)
         encoder = encoder_input(shelf)
         about_encoder = gr.Markdown(elem_id="about-encoder")
+        runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
+        to_describe: Any = (lambda name: shelf.get(name).describe(), encoder, about_encoder)
+        about = "An encoder in words, loaded if need be."
+        gr.on([demo.load], *to_describe, api_name="describe", api_description=about, **runs)
+        # The tabs go on when it is loaded: one that cannot be is an error once, not of all that they show.
+        switched = gr.on([encoder.change], *to_describe, trigger_mode="always_last", api_visibility="private", **runs)
         with gr.Tab("Retrieval", id="retrieval"):
-            retrieval_tab(shelf, collection, encoder, demo)
+            retrieval_tab(shelf, collection, encoder, switched, demo)
         with gr.Tab("Patch matching", id="matching") as tab:
-            matching_tab(shelf, collection, encoder, tab)
+            matching_tab(shelf, collection, encoder, switched, tab)
         with gr.Tab("Look inside", id="inside") as tab:
-            inside_tab(shelf, collection, encoder, tab)
+            inside_tab(shelf, collection, encoder, switched, tab)
         gr.Markdown(_ABOUT)
-        gr.on(
-            [demo.load, encoder.change],
-            lambda name: shelf.get(name).describe(),
-            encoder,
-            about_encoder,
-            api_name="describe",
-            api_description="An encoder in words, loaded if need be.",
-            concurrency_limit=2,
-            concurrency_id="encoder",
-        )
     return demo.queue(max_size=100, default_concurrency_limit=8, api_open=False)
 
 

@@ -39,17 +39,19 @@ class Neighbors:
 
 
 class _Watched:
-    """Images that tell how many of them have been read."""
+    """Images that tell, a hundred times in all, how often one of them was read."""
 
-    def __init__(self, source: Any, on_read: Callable[[int, int], None]):
-        self.source, self.on_read, self.count = source, on_read, 0
+    def __init__(self, source: Any):
+        self.source, self.count = source, 0
+        self.on_read: Callable[[], Any] = lambda: None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, place: int) -> Any:
         self.count += 1
-        self.on_read(self.count, len(self.source))
+        if self.count % max(1, len(self) // 50) == 0:  # they are read twice
+            self.on_read()
         return self.source[place]
 
     def fingerprint(self) -> str:
@@ -75,7 +77,7 @@ class Collection:
         self.source = make_source(data.train)
         self.queries = self.source if data.test is None else make_source(data.test)
         self.cache_dir, self.batch_size = cache_dir, batch_size
-        self._indexes = Recent(NUM_INDEXES)
+        self._indexes, self._watched = Recent(NUM_INDEXES), Recent(NUM_INDEXES)
         labels = data.train.with_format(None)["label"] if "label" in data.train.column_names else None
         self.labels = None if labels is None else np.asarray(labels)
 
@@ -104,30 +106,33 @@ class Collection:
         sample = self.queries[place]
         return to_pil_image(sample["image"]), self.class_name(sample["label"]) if "label" in sample else None
 
-    def features(self, encoder: ShownEncoder, on_read: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
+    def features(self, encoder: ShownEncoder, on_progress: Callable[[float], Any]) -> tuple[Tensor, Tensor]:
         """
         Features of all images by the trained and by the untrained encoder.
 
         Args:
             encoder ([`ShownEncoder`]): The encoder.
-            on_read (`Callable`): Gets the number of the images that were read so far, and of all.
+            on_progress (`Callable`):
+                Gets the share of the work that is done, from 0 to 1, now and then; also if another visitor began it.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shape `(num_images, dim)`: float32, of length 1.
         """
+        images: _Watched = self._watched.get(encoder.fingerprint, lambda: _Watched(self.source))
+
+        def report() -> None:
+            on_progress(min(1, images.count / (2 * len(self))))
 
         def compute() -> tuple[Tensor, ...]:
+            images.count, images.on_read = 0, report
             with tempfile.TemporaryDirectory(prefix="hf_ssl-features-") as temporary:
                 folder = temporary if encoder.is_named else self.cache_dir
-                return tuple(self._features(one, encoder.spec, folder, on_read) for one in encoder)
+                return tuple(self._features(one, encoder.spec, images, folder) for one in encoder)
 
-        found: tuple[Tensor, Tensor] = self._indexes.get(encoder.fingerprint, compute)
+        found: tuple[Tensor, Tensor] = self._indexes.get(encoder.fingerprint, compute, on_wait=report)
         return found
 
-    def _features(
-        self, encoder: LoadedEncoder, spec: FeatureSpec, folder: str | None, on_read: Callable[[int, int], None]
-    ) -> Tensor:
-        images = _Watched(self.source, on_read)
+    def _features(self, encoder: LoadedEncoder, spec: FeatureSpec, images: _Watched, folder: str | None) -> Tensor:
         (features,) = cached_features(encoder, images, [spec], folder=folder, batch_size=self.batch_size)
         return torch.nn.functional.normalize(features, dim=1)
 

@@ -189,7 +189,7 @@ def _tiles(name: str) -> gr.Gallery:
     )
 
 
-def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, tab: gr.Tab) -> None:
+def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, switched: Any, tab: gr.Tab) -> None:
     """
     The tab, inside of an open `gradio.Tab`.
 
@@ -197,6 +197,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
         shelf ([`EncoderShelf`]): The encoders.
         collection ([`Collection`]): The images.
         encoder (`gradio.Dropdown`): Where the encoder is chosen.
+        switched (`gradio.events.Dependency`): The event that another encoder was loaded.
         tab (`gradio.Tab`): The tab, which begins with an example when it is first opened.
     """
     gr.Markdown(_EXPLANATION)
@@ -253,24 +254,26 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
             views = _tiles("views")
 
     private: dict[str, Any] = {"api_visibility": "private"}
+    step_in_browser: dict[str, Any] = {**private, "fn": None, "js": "() => []"}  # see `matching_tab`
+    last: dict[str, Any] = {**private, "trigger_mode": "always_last"}
     opened = gr.State(False)
     tab.select(lambda: True, None, opened, **private)
     examples = [
         opened.change(lambda: collection.example(0)[0], None, photo, **private),
         another.click(lambda: pick_example(collection), None, photo, **private),
     ]
-    show.input(lambda show: gr.Slider(visible=show == MASK), show, mass, **private)
     others.click(lambda seed: (seed or 0) + 1, seed, seed, **private)
+    masked = show.input(lambda show: gr.Slider(visible=show == MASK), show, mass, **last)
 
     runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
-    for name, about, function, inputs, outputs, triggers in (
+    for name, about, function, inputs, outputs, changes in (
         (
             "attention",
             "What the class token of an encoder attends to, head by head.",
             partial(show_attention, shelf),
             [photo, encoder, show, mass],
             [heads, about_heads],
-            [photo.input, encoder.change, show.input, mass.input],
+            [photo.input, mass.input, masked.success, switched.success],
         ),
         (
             "patch_colors",
@@ -278,7 +281,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
             partial(show_patch_colors, shelf),
             [photo, encoder],
             [colors, about_colors],
-            [photo.input, encoder.change],
+            [photo.input, switched.success],
         ),
         (
             "training_views",
@@ -290,11 +293,9 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
         ),
     ):
         gr.on([], function, inputs, outputs, api_name=name, api_description=about, **runs)
-        # By a step in the browser: of functions that wait for one event, each would have all others run again after it, as
-        # long as one of them is busy.
-        for change in (gr.on(triggers, None, js="() => []", **private), *examples):
-            run = _unless_empty(function, len(outputs))
-            change.success(run, inputs, outputs, trigger_mode="always_last", **runs, **private)
+        run = _unless_empty(function, len(outputs))
+        for change in (*changes, *(example.success for example in examples)):
+            change(**step_in_browser).success(run, inputs, outputs, **runs, **last)
 
 
 def _unless_empty(function: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from .collection import Collection
 from .drawing import TINY, arrange, draw_matches, draw_patch, draw_similarities, place_in_photo
 from .encoders import EncoderShelf
 from .inside import pick_example
+from .page import refusals_in_place
 from .photos import MAX_PIXELS, Photo, photo_input, refusal
 from .training_views import MAX_SEED
 
@@ -469,18 +470,6 @@ def _take_second(first: Photo | None, second: Photo | None) -> tuple[Any, ...]:
     return _shown(second), OWN, *_center(first), *_controls(OWN)
 
 
-def _in_words(function: Callable[..., Any], num_pictures: int) -> Callable[..., Any]:
-    """For what happens by itself: what cannot be done is said in the place of the result, not in front of the page."""
-
-    def run(*inputs: Any) -> Any:
-        try:
-            return function(*inputs)
-        except gr.Error as error:
-            return *[None] * num_pictures, str(error.message), []
-
-    return run
-
-
 def _picture(label: str, name: str) -> gr.Image:
     return gr.Image(
         label=label,
@@ -493,7 +482,9 @@ def _picture(label: str, name: str) -> gr.Image:
     )
 
 
-def matching_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, tab: gr.Tab) -> None:
+def matching_tab(
+    shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, switched: Any, tab: gr.Tab
+) -> None:
     """
     The tab, inside of an open `gradio.Tab`.
 
@@ -501,6 +492,7 @@ def matching_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdo
         shelf ([`EncoderShelf`]): The encoders.
         collection ([`Collection`]): The images to begin with.
         encoder (`gradio.Dropdown`): Where the encoder is chosen.
+        switched (`gradio.events.Dependency`): The event that another encoder was loaded.
         tab (`gradio.Tab`): The tab, which begins with an example when it is first opened.
     """
     gr.Markdown(_EXPLANATION)
@@ -569,10 +561,15 @@ def matching_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdo
     ):
         gr.on([], *task, api_name=name, api_description=about, **runs)
 
+    # What comes while a function runs is done afterwards, not left out. Each waits for a step in the browser of its own: of
+    # functions that wait for one event, each would have all others run again after it.
+    last: dict[str, Any] = {**private, "trigger_mode": "always_last"}
+    step_in_browser: dict[str, Any] = {**private, "fn": None, "js": "() => []"}
+
     def follow(step: Any, tasks: Any) -> None:
         for (function, inputs, outputs), num_pictures in tasks:
-            run = _in_words(function, num_pictures)
-            step = step.success(run, inputs, outputs, trigger_mode="always_last", **runs, **private)
+            run = refusals_in_place(function, num_pictures)
+            step = step.success(run, inputs, outputs, **runs, **last)
 
     matches, similarities = (to_match, 1), (to_compare, 2)
     opened = gr.State(False)
@@ -580,27 +577,27 @@ def matching_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdo
     for step in (
         opened.change(lambda: collection.example(0)[0], None, first, **private),
         example.click(lambda: pick_example(collection), None, first, **private),
-        gr.on([first.input], None, js="() => []", **private),
+        first.input(**step_in_browser),
     ):
-        follow(
-            step.success(_take_first, [first, kind, seed], [first, second, *place], **private), [matches, similarities]
-        )
+        taken = step.success(_take_first, [first, kind, seed], [first, second, *place], **last)
+        follow(taken, [matches, similarities])
     other_view.click(lambda seed: (seed or 0) + 1, seed, seed, **private)
     for changed in (
-        seed.change(_take_seed, [first, kind, seed], [first, second], **private),
-        kind.input(_take_kind, [first, kind, seed], [second, *place, *controls], **private),
-        second.input(_take_second, [first, second], [second, kind, *place, *controls], **private),
+        seed.change(_take_seed, [first, kind, seed], [first, second], **last),
+        kind.input(_take_kind, [first, kind, seed], [second, *place, *controls], **last),
+        second.input(_take_second, [first, second], [second, kind, *place, *controls], **last),
+        switched.success(**step_in_browser),
     ):
         follow(changed, [matches, similarities])
-    mode.input(lambda mode: gr.Slider(visible=mode == ENCODER), mode, threshold, **private)
-    # By a step in the browser: of functions that wait for one event, each would have all others run again after it, as long
-    # as one of them is busy.
-    for triggers, tasks in (
-        ([encoder.change], [matches, similarities]),
-        ([mode.input, threshold.input], [matches]),
-        ([x.submit, y.submit, which.input], [similarities]),
+    for changed in (
+        mode.input(lambda mode: gr.Slider(visible=mode == ENCODER), mode, threshold, **last),
+        threshold.input(**step_in_browser),
     ):
-        follow(gr.on(triggers, None, js="() => []", **private), tasks)
+        follow(changed, [matches])
+    follow(gr.on([x.submit, y.submit, which.input], **step_in_browser), [similarities])
+
+    # Gradio would repeat the first click afterwards, not the last: all are answered, one after the other.
+    clicks: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "clicks"}
 
     def click(number: int | None, is_drawn: bool) -> Callable[..., Any]:
         def compare(
@@ -620,5 +617,10 @@ def matching_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdo
         (matched, None, True),
     ):
         picture.select(
-            click(number, is_drawn), [*photos, encoder], [*place, *shown], show_progress="minimal", **runs, **private
+            click(number, is_drawn),
+            [*photos, encoder],
+            [*place, *shown],
+            show_progress="minimal",
+            **clicks,
+            **private,
         )

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
+from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,29 @@ def _write(value: Any) -> Any:
         return str(folder / "image.png")
 
     return traverse(value, write, lambda part: isinstance(part, PIL.Image.Image))
+
+
+def refusals_in_place(function: Callable[..., Any], num_pictures: int) -> Callable[..., Any]:
+    """
+    For what happens by itself as a visitor goes on: what cannot be done is said in the place of the result, not in front of
+    the page. And after an error, Gradio forgets what was asked for meanwhile.
+
+    Args:
+        function (`Callable`): Returns pictures, words and rows of a table.
+        num_pictures (`int`): How many pictures.
+
+    Returns:
+        `Callable`: returns no pictures, why not, and no rows, if the function refuses.
+    """
+
+    @wraps(function)  # Gradio looks for a `gradio.Progress` among its arguments
+    def run(*inputs: Any) -> Any:
+        try:
+            return function(*inputs)
+        except gr.Error as error:
+            return *[None] * num_pictures, str(error.message), []
+
+    return run
 
 
 async def _answer(_: Request, __: Exception) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from threading import Lock
 from typing import Any
 
@@ -20,11 +20,12 @@ class Recent:
         self._made: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def get(self, key: Hashable, make: Callable[[], Any], on_wait: Callable[[], Any] | None = None) -> Any:
         """
         Args:
             key (`Hashable`): What it is found by.
             make (`Callable`): Makes it, if it is not there; what it raises is raised to all who wait for it.
+            on_wait (`Callable`, *optional*): Is called now and then while another thread makes it.
 
         Returns:
             `Any`: what was made.
@@ -44,4 +45,6 @@ class Recent:
                     if self._made.get(key) is future:  # to be tried again
                         del self._made[key]
                 future.set_exception(error)
+        while on_wait is not None and not wait([future], timeout=0.2).done:
+            on_wait()
         return future.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..evaluation import instance_similarity
 from ..figures import plot_similarities
 from .collection import Collection, Neighbors, nearest
 from .encoders import EncoderShelf, feature_of
+from .page import refusals_in_place
 from .photos import Photo, photo_input, refusal
 
 
@@ -85,11 +87,11 @@ def check_query(collection: Collection, query: Photo | None, k: Any, label: Any)
 
 
 def look(
-    shelf: EncoderShelf, collection: Collection, query: Photo, encoder: Any, on_read: Callable[[int, int], None]
+    shelf: EncoderShelf, collection: Collection, query: Photo, encoder: Any, on_progress: Callable[[float], Any]
 ) -> list[tuple[Tensor, Tensor]]:
     """Features of all images `(num_images, dim)` and of the query `(dim,)`, by the trained and by the untrained encoder."""
     shown = shelf.get(encoder)
-    features = collection.features(shown, on_read)
+    features = collection.features(shown, on_progress)
     try:
         return [
             (of_all, feature_of(one, query.image, shown.spec)) for of_all, one in zip(features, shown, strict=True)
@@ -148,7 +150,7 @@ def retrieve(
     k: Any,
     label: Any,
     encoder: Any,
-    on_read: Callable[[int, int], None],
+    on_progress: Callable[[float], Any],
 ) -> tuple[list[Picture], list[Picture], str, list[list[Any]]]:
     """
     Answer a query.
@@ -160,7 +162,7 @@ def retrieve(
         k (`Any`): How many neighbors are wanted.
         label (`Any`): Name of the query's class, if it is known.
         encoder (`Any`): Name of the encoder.
-        on_read (`Callable`): See [`Collection.features`].
+        on_progress (`Callable`): See [`Collection.features`].
 
     Returns:
         `tuple`: neighbors by the trained and by the untrained encoder as pictures, a sentence, and a table.
@@ -169,7 +171,7 @@ def retrieve(
         `gradio.Error`: it cannot be done.
     """
     photo, count, known = check_query(collection, query, k, label)
-    trained, untrained = (nearest(*seen, count) for seen in look(shelf, collection, photo, encoder, on_read))
+    trained, untrained = (nearest(*seen, count) for seen in look(shelf, collection, photo, encoder, on_progress))
     found = trained, untrained
     galleries = [gallery(collection, neighbors, known) for neighbors in found]
     return galleries[0], galleries[1], summary(collection, found, known), table(collection, found)
@@ -242,7 +244,9 @@ def _gallery(name: str, **options: Any) -> gr.Gallery:
     )
 
 
-def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, demo: gr.Blocks) -> None:
+def retrieval_tab(
+    shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown, switched: Any, demo: gr.Blocks
+) -> None:
     """
     The tab, inside of an open `gradio.Tab`.
 
@@ -250,6 +254,7 @@ def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropd
         shelf ([`EncoderShelf`]): The encoders.
         collection ([`Collection`]): The images.
         encoder (`gradio.Dropdown`): Where the encoder is chosen.
+        switched (`gradio.events.Dependency`): The event that another encoder was loaded.
         demo (`gradio.Blocks`): The page, which shows an answer when it comes up.
     """
     gr.Markdown(_EXPLANATION)
@@ -297,14 +302,17 @@ def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropd
         encoder: str | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (how Gradio finds it)
     ) -> tuple[list[Picture], list[Picture], str, list[list[Any]]]:
-        def on_read(count: int, total: int) -> None:
-            if count % max(1, total // 100) == 0:
-                progress((count, total), desc="Indexing the images", unit="images")
-
-        return retrieve(shelf, collection, query, k, label, encoder, on_read)
+        words = f"Looking at {len(collection):,} images, with and without training"
+        return retrieve(shelf, collection, query, k, label, encoder, partial(progress, desc=words))
 
     def chart(query: Photo | None, label: str | None, encoder: str | None) -> PIL.Image.Image:
         return similarity_bars(shelf, collection, query, label, encoder)
+
+    def chart_if_any(*asked: Any) -> PIL.Image.Image | None:
+        try:
+            return chart(*asked)
+        except gr.Error:  # the answer says why
+            return None
 
     def turn(page: int) -> tuple[int, list[Picture]]:
         return page + 1, show_examples(collection, page + 1)
@@ -322,32 +330,24 @@ def retrieval_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropd
         return show_examples(collection, 0), image, name or NO_CLASS
 
     private: dict[str, Any] = {"api_visibility": "private"}
+    step_in_browser: dict[str, Any] = {**private, "fn": None, "js": "() => []"}  # see `matching_tab`
+    last: dict[str, Any] = {**private, "trigger_mode": "always_last"}
     others.click(turn, page, [page, examples], **private)
     # What the visitor brings has no class that we know.
     changes = [
-        query.input(lambda: NO_CLASS, None, label, **private),
-        examples.select(pick, page, [query, label], **private),
+        query.input(lambda: NO_CLASS, None, label, **last),
+        examples.select(pick, page, [query, label], **private, trigger_mode="multiple", concurrency_limit=1),
         demo.load(begin, None, [examples, query, label], **private),
-        # By a step in the browser, see `inside_tab`.
-        gr.on([label.input, k.release, encoder.change], None, js="() => []", **private),
+        gr.on([label.input, k.release], **step_in_browser),
+        switched.success(**step_in_browser),
     ]
     runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
-    to_answer: Any = (answer, [query, k, label, encoder], [trained, untrained, words, numbers])
-    to_chart: Any = (chart, [query, label, encoder], bars)
-    gr.on(
-        [],
-        *to_answer,
-        **runs,
-        api_name="retrieve",
-        api_description="The images most similar to a photo, to the trained and to the untrained encoder.",
-    )
-    gr.on(
-        [],
-        *to_chart,
-        **runs,
-        api_name="similarity_bars",
-        api_description="Similarity of a photo to images of the collection, from the nearest to the farthest.",
-    )
-    page_runs: dict[str, Any] = {**runs, **private, "trigger_mode": "always_last"}
+    asked, answered = [query, k, label, encoder], [trained, untrained, words, numbers]
+    about = "The images most similar to a photo, to the trained and to the untrained encoder."
+    gr.on([], answer, asked, answered, **runs, api_name="retrieve", api_description=about)
+    about = "Similarity of a photo to images of the collection, from the nearest to the farthest."
+    charted: Any = (chart, [query, label, encoder], bars)
+    gr.on([], *charted, **runs, api_name="similarity_bars", api_description=about)
     for change in changes:
-        change.success(*to_answer, **page_runs).success(*to_chart, **page_runs)
+        step = change.success(refusals_in_place(answer, 2), asked, answered, **runs, **last)
+        step.success(chart_if_any, *charted[1:], **runs, **last)

@@ -12,8 +12,8 @@ deleted what was uploaded.
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,7 +27,6 @@ import psutil
 from gradio_client import Client
 
 from ..hub_server import hf_ssl
-from ..processes import free_port
 
 
 class Refused(Exception):
@@ -147,12 +146,12 @@ def serve_demo(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TMPDIR": str(folder / "tmp"),
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
     }
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "GRADIO"))
     }
-    port = free_port()
-    python, flag, code, *rest = hf_ssl("demo", *arguments, "--port", str(port))
+    python, flag, code, *rest = hf_ssl("demo", *arguments)
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [python, flag, f"{COLLECT_GARBAGE}{before}\n{code}", *rest],
@@ -162,9 +161,9 @@ def serve_demo(
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    demo = Demo(f"http://127.0.0.1:{port}", process, folder)
+    demo = Demo("", process, folder)
     try:
-        wait_for(demo, timeout)
+        demo.url = wait_for_url(demo, timeout)
         yield demo
         assert process.poll() is None, f"The server has ended.\n{demo.log()[-4000:]}"
         process.send_signal(signal.SIGTERM)
@@ -176,13 +175,13 @@ def serve_demo(
         process.wait()
 
 
-def wait_for(demo: Demo, timeout: float) -> None:
+def wait_for_url(demo: Demo, timeout: float) -> str:
+    """Where the server says that it listens: it takes the first port that is free."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         assert demo.process.poll() is None, f"The server did not start.\n{demo.log()[-4000:]}"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", int(demo.url.rpartition(":")[2]))) == 0:
-                demo.http.get(f"{demo.url}/config").raise_for_status()
-                return
+        said = re.search(r"Running on local URL: *(http://[\w.:]+)", demo.log())
+        if said:
+            return said[1]
         time.sleep(0.1)
     raise AssertionError(f"The server did not answer in {timeout} seconds.\n{demo.log()[-4000:]}")

@@ -586,7 +586,8 @@ def client(encoder, tmp_path_factory):
     with Page(analytics_enabled=False) as demo:
         dropdown = encoder_input(shelf)
         with gr.Tab("Matching") as tab:
-            matching_tab(shelf, Collection(load_image_data("digits")), dropdown, tab)
+            switched = dropdown.change(lambda: None, api_visibility="private")
+            matching_tab(shelf, Collection(load_image_data("digits")), dropdown, switched, tab)
     _, url, _ = demo.launch(server_name="127.0.0.1", share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True)
     yield Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
     demo.close()
