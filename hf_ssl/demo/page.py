@@ -72,7 +72,7 @@ def _write(value: Any) -> Any:
 
     def write(picture: PIL.Image.Image) -> str:
         content = BytesIO()
-        picture.save(content, "PNG")
+        picture.save(content, "PNG", compress_level=1)  # for speed, not size
         folder = Path(get_upload_folder(), hashlib.sha256(content.getvalue()).hexdigest())
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from hf_ssl.hub import evaluation_processor, export_run
 from hf_ssl.models import METHODS
 
+from ..marks import slow
 from ..training.common import make_isl
 from .conftest import CLASSES
 from .server import Demo, serve_demo
@@ -301,8 +302,16 @@ def wait_for_place(page: Page, place: tuple[float, float], tolerance: float) -> 
     raise AssertionError(f"{words.inner_text()!r}, but the click was at {place}")
 
 
-@pytest.mark.parametrize("page", [(DESKTOP, "light"), (PHONE, "light")], indirect=True)
-@pytest.mark.parametrize("size", [(400, 100), (90, 300)], ids=["wide", "tall"])
+WIDE, TALL = (400, 100), (90, 300)
+ON_DESKTOP, ON_PHONE = (DESKTOP, "light"), (PHONE, "light")
+
+
+@pytest.mark.parametrize(
+    ("page", "size"),
+    [(ON_DESKTOP, WIDE), (ON_PHONE, TALL), slow(ON_DESKTOP, TALL), slow(ON_PHONE, WIDE)],
+    indirect=["page"],
+    ids=["wide", "tall on a phone", "tall", "wide on a phone"],
+)
 def test_clicks_are_where_the_visitor_points(page, photos, tmp_path, size):
     """In photos that are smaller or larger than their place on the page, with room beside or above."""
     with Image.open(photos / "train/temples/3.png") as photo:

@@ -38,7 +38,7 @@ def checkpoints(folder):
         slow("trunk", flushing, ["checkpoint-4"]),
         ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
         slow("patchmix", after_optimizer, ["checkpoint-4"]),
-        ("pw_self", after_optimizer, ["checkpoint-4"]),  # in the middle of an epoch, with a center
+        slow("pw_self", after_optimizer, ["checkpoint-4"]),  # in the middle of an epoch, with a center
         ("aps", step_begin, ["checkpoint-6"]),  # in the middle of the steps of a batch
     ],
 )
@@ -84,7 +84,8 @@ def test_interrupted_twice(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    "strategies", [("epoch", "epoch", "epoch"), ("epoch", "epoch", "steps"), ("epoch", "steps", "best")]
+    "strategies",
+    [("epoch", "epoch", "epoch"), slow(("epoch", "epoch", "steps")), slow(("epoch", "steps", "best"))],
 )
 def test_epoch_strategies(tmp_path, strategies):
     """A checkpoint at an epoch's end holds what was logged and measured there; a stop in mid-epoch measures nothing."""

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 from hf_ssl.trainer import NonFiniteLossError
 
+from ..marks import slow
 from ..training.common import make_model, make_toy, make_trainer, outcome
 from .runs import At
 
@@ -46,7 +47,7 @@ def spoil_images(trainer: Any, *steps: int) -> None:
 @pytest.mark.parametrize(
     ("spoil", "step"), [(spoil_weight, 6), (spoil_gradient, 6), (spoil_gradient, 8), (spoil_images, 7)]
 )
-@pytest.mark.parametrize("make", [make_model, make_toy])
+@pytest.mark.parametrize("make", [make_model, slow(make_toy)])
 def test_run_stops(tmp_path, make, spoil, step):
     """Nothing is saved after the step, and the run can go on from before it."""
     whole = make_trainer(tmp_path / "whole", make(), **SETTINGS)

@@ -13,7 +13,6 @@ from transformers import AutoImageProcessor, AutoModel
 from hf_ssl.models import METHODS
 
 from ..hub_server import hf_ssl, run_with_hub
-from ..marks import slow
 
 
 SHORT = [
@@ -66,7 +65,8 @@ def digit(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method", ["patchmix", *(slow(name) for name in METHODS if name != "patchmix")])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_from_pixels_to_a_stranger(hub, tmp_path, digit, method):
     alice = hub.tokens["alice"]
 

@@ -12,6 +12,7 @@ from hf_ssl.distributed import close_process_group, rank
 from hf_ssl.models.aps import APSViews, APSViewsConfig
 from hf_ssl.schedules import cosine
 
+from ..marks import slow
 from ..models.test_aps import make_batch, perturb, separate_passes
 from ..processes import run_ranks
 from .common import make_aps, make_trainer, outcome
@@ -84,8 +85,10 @@ def test_micro_batches(tmp_path):
     assert seen.num_views == 4
 
 
-@pytest.mark.parametrize("cut", [4, 22, 23, 20], ids=["batch", "repetition", "last repetition", "epoch"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(
+    ("micro_batches", "cut"),  # in a batch, a repetition of it, its last repetition, between epochs
+    [(1, 4), (1, 23), (2, 22), (2, 20), slow(1, 22), slow(1, 20), slow(2, 4), slow(2, 23)],
+)
 def test_resume(tmp_path, cut, micro_batches):
     """Between batches, in the middle of one, between epochs: the same bits, with bfloat16."""
     settings = {"max_steps": 27, "logging_steps": 3, "bf16": True, "gradient_accumulation_steps": micro_batches}

@@ -24,6 +24,7 @@ from hf_ssl.evaluation import pool_features
 from hf_ssl.hub import evaluation_processor, export_run
 from hf_ssl.models import METHODS, get_method
 
+from ..marks import slow
 from .common import make_backbone
 
 
@@ -245,7 +246,7 @@ def test_patchmix(photos, tmp_path, monkeypatch):
     assert not [r for r in ModelCard.load(output / "README.md").data.eval_results if r.metric_value in (73.3, 94.6)]
 
 
-@pytest.mark.parametrize("geometry", ["sample", "batch"])
+@pytest.mark.parametrize("geometry", ["sample", slow("batch")])
 def test_pw_self(photos, tmp_path, monkeypatch, geometry):
     """Photos of unequal size, put on the canvas in workers; images have crops of their own, or those of their batch."""
     output = tmp_path / "run"
@@ -328,7 +329,7 @@ def test_last_model_is_published(digits_run):
 def test_output_folder_is_used_again(unlabeled, tmp_path, monkeypatch):
     """No number of the run before is left behind."""
     folder = tmp_path / "run"
-    pretrain(monkeypatch, *SHORT, "--output_dir", folder)
+    pretrain(monkeypatch, *TINY, *SHORT, "--output_dir", folder)
     pretrain(monkeypatch, "--dataset", unlabeled, "--output_dir", folder, *TINY, *SHORT)
     assert not [name for name in results_of(folder) if name.startswith("knn_top")]
 
@@ -398,7 +399,7 @@ def test_mega_patches(tmp_path, monkeypatch):
 
 
 def test_bfloat16(tmp_path, monkeypatch):
-    pretrain(monkeypatch, *SHORT, "--bf16", "true", "--output_dir", tmp_path / "run")
+    pretrain(monkeypatch, *TINY, *SHORT, "--bf16", "true", "--output_dir", tmp_path / "run")
     assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
 
 
