@@ -3,9 +3,6 @@
 import os
 from pathlib import Path
 
-
-os.environ.setdefault("GRADIO_TEMP_DIR", "/tmp/hf_ssl-demo")  # before gradio is imported
-
 from hf_ssl.data import load_image_data
 from hf_ssl.demo import Collection, EncoderShelf, build_demo, launch
 
@@ -18,5 +15,6 @@ if not models:
     )
 
 shelf = EncoderShelf(models)
+shelf.load(shelf.names[0])  # what is wrong with it shows at once
 collection = Collection(load_image_data(os.environ.get("DATASET", "digits")))
 launch(build_demo(shelf, collection))

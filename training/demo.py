@@ -11,7 +11,6 @@ and kept. Ctrl-C ends it, and deletes what was uploaded.
 import os
 import signal
 import sys
-import tempfile
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
@@ -47,11 +46,10 @@ class DemoArguments(DataArguments):
 
 def main() -> None:
     (args,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted then, too
-    with tempfile.TemporaryDirectory(prefix="hf_ssl-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # which gradio reads when the page is made
-        from hf_ssl.demo import Collection, EncoderShelf, build_demo, launch
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded is deleted then, too
+    from hf_ssl.demo import Collection, EncoderShelf, build_demo, folders, launch  # which needs gradio
 
+    try:
         shelf = EncoderShelf(args.model, trust_remote_code=args.trust_remote_code, allow_hub_ids=args.allow_hub_ids)
         data = load_image_data(
             args.dataset,
@@ -60,11 +58,17 @@ def main() -> None:
             revision=args.dataset_revision,
         )
         shelf.load(shelf.names[0])  # what is wrong with it shows at once
-        launch(
-            build_demo(shelf, Collection(data, cache_dir=args.cache_dir)),
-            server_name=args.host,
-            server_port=args.port,
-        )
+        page = build_demo(shelf, Collection(data, cache_dir=args.cache_dir))
+        launch(page, server_name=args.host, server_port=args.port, prevent_thread_lock=True)
+        page.block_thread()
+    except (ValueError, OSError, OverflowError) as error:  # the last, of ports that there are not
+        sys.exit(f"hf-ssl demo: {error}")
+    except (KeyboardInterrupt, SystemExit):
+        pass
+    # Threads may be computing. They cannot be stopped, and Python would end beneath them with a crash.
+    folders.delete_all()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

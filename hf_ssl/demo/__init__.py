@@ -1,12 +1,11 @@
 """A page for visitors: retrieval, patch matching and a look inside of any encoder. It needs gradio."""
 
 import os
-import tempfile
+
+from . import folders  # before gradio is imported, which is told where files are
 
 
-# Before gradio is imported. The folder must be ours alone: what is old in it is deleted.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-os.environ.setdefault("GRADIO_TEMP_DIR", os.path.join(tempfile.gettempdir(), "hf_ssl-demo"))
 
 try:
     import gradio  # noqa: F401
@@ -18,4 +17,4 @@ from .collection import Collection
 from .encoders import EncoderShelf
 
 
-__all__ = ["Collection", "EncoderShelf", "build_demo", "launch"]
+__all__ = ["Collection", "EncoderShelf", "build_demo", "folders", "launch"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import gradio as gr
@@ -16,6 +18,9 @@ from .retrieval import retrieval_tab
 from .uploads import deletes_uploads
 
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_LARGE = 4 * 2**20  # bytes: Pillow's blocks, and not what encoders compute again and again
+
 _TITLE = """
 # What self-supervised encoders see
 
@@ -28,6 +33,7 @@ deleted within two hours.
 """
 # Gradio tells wrong places of clicks into pictures that are shown larger than they are.
 _CSS = """
+.tiles .preview { min-height: 420px; }
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
 .tiles.large .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
 #patch-colors .grid-container { grid-template-columns: repeat(3, minmax(0, 224px)); }
@@ -54,9 +60,9 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
         gr.Markdown(_TITLE)
         encoder = encoder_input(shelf)
         about_encoder = gr.Markdown(elem_id="about-encoder")
-        runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
-        to_describe: Any = (lambda name: shelf.get(name).describe(), encoder, about_encoder)
-        about = "An encoder in words, loaded if need be."
+        runs: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "describe"}
+        to_describe: Any = (lambda encoder: shelf.get(encoder).describe(), encoder, about_encoder)
+        about = "An encoder in words, loaded if need be: one that is listed, or an id of the Hub."
         gr.on([demo.load], *to_describe, api_name="describe", api_description=about, **runs)
         # The tabs go on when it is loaded: one that cannot be is an error once, not of all that they show.
         switched = gr.on([encoder.change], *to_describe, trigger_mode="always_last", api_visibility="private", **runs)
@@ -70,6 +76,13 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
     return demo.queue(max_size=100, default_concurrency_limit=8, api_open=False)
 
 
+def _give_memory_back() -> None:
+    """glibc would keep, for each of many threads, what large photos have needed. Elsewhere there is no such setting."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
 def launch(demo: gr.Blocks, **options: Any) -> Any:
     """
     Serve the page; of the options, `server_name` and `server_port` matter.
@@ -81,6 +94,7 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     Returns:
         `Any`: what `gradio.Blocks.launch` does.
     """
+    _give_memory_back()
     return demo.launch(
         share=False,
         ssr_mode=False,

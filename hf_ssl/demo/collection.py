@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,12 @@ from ..data import ImageData, make_source
 from ..evaluation import FeatureSpec, LoadedEncoder
 from ..evaluation.feature_cache import cached_features
 from .encoders import ShownEncoder
+from .folders import TEMPORARY
 from .recent import Recent
 
 
 NUM_INDEXES = 4
+MAX_SECONDS = 300.0  # that features may take of encoders that visitors name
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class _Watched:
     """Images that tell, a hundred times in all, how often one of them was read."""
 
     def __init__(self, source: Any):
-        self.source, self.count = source, 0
+        self.source, self.count, self.end = source, 0, inf
         self.on_read: Callable[[], Any] = lambda: None
 
     def __len__(self) -> int:
@@ -52,6 +57,10 @@ class _Watched:
         self.count += 1
         if self.count % max(1, len(self) // 50) == 0:  # they are read twice
             self.on_read()
+        if time.monotonic() > self.end:
+            raise TimeoutError(
+                f"It would take too long to look at all {len(self):,} images. Choose a smaller encoder."
+            )
         return self.source[place]
 
     def fingerprint(self) -> str:
@@ -77,17 +86,19 @@ class Collection:
         self.source = make_source(data.train)
         self.queries = self.source if data.test is None else make_source(data.test)
         self.cache_dir, self.batch_size = cache_dir, batch_size
-        self._indexes, self._watched = Recent(NUM_INDEXES), Recent(NUM_INDEXES)
+        self._indexes, self._watched, self._computing = Recent(NUM_INDEXES), Recent(NUM_INDEXES), Lock()
         labels = data.train.with_format(None)["label"] if "label" in data.train.column_names else None
         self.labels = None if labels is None else np.asarray(labels)
+        sets = [one for one in (data.train, data.test) if one is not None and "label" in one.column_names]
+        self._all_labels = sorted({label for one in sets for label in one.with_format(None)["label"]})
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
     def classes(self) -> list[str]:
-        """Names of all classes; none without labels."""
-        return [] if self.labels is None else [self.class_name(label) for label in np.unique(self.labels).tolist()]
+        """Names of all classes, also of those that only queries have; none without labels."""
+        return [] if self.labels is None else [self.class_name(label) for label in self._all_labels]
 
     def class_of(self, place: int) -> str | None:
         """Name of an image's class, if it has one."""
@@ -117,6 +128,9 @@ class Collection:
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shape `(num_images, dim)`: float32, of length 1.
+
+        Raises:
+            `TimeoutError`: it takes too long for an encoder that a visitor has named.
         """
         images: _Watched = self._watched.get(encoder.fingerprint, lambda: _Watched(self.source))
 
@@ -124,8 +138,9 @@ class Collection:
             on_progress(min(1, images.count / (2 * len(self))))
 
         def compute() -> tuple[Tensor, ...]:
-            images.count, images.on_read = 0, report
-            with tempfile.TemporaryDirectory(prefix="hf_ssl-features-") as temporary:
+            with self._computing, tempfile.TemporaryDirectory(dir=TEMPORARY) as temporary:
+                images.count, images.on_read = 0, report
+                images.end = time.monotonic() + MAX_SECONDS if encoder.is_named else inf
                 folder = temporary if encoder.is_named else self.cache_dir
                 return tuple(self._features(one, encoder.spec, images, folder) for one in encoder)
 

@@ -21,13 +21,15 @@ from torchvision.transforms.functional import pil_to_tensor
 from ..evaluation import FeatureSpec, LoadedEncoder, load_encoder
 from ..evaluation.encoders import public_name
 from ..evaluation.matching import ImagePatches, image_patches
+from .folders import TEMPORARY
 from .hub_policy import POLICY, check, download, in_words
 from .photos import Photo, refusal
 from .recent import Recent
 
 
-NUM_KEPT = 3  # encoders
+NUM_KEPT = 3  # encoders that visitors name
 NUM_PATCHES_KEPT = 64  # photos
+MAX_PATCHES_KEPT = 4 * 2**20  # bytes of the tokens of a photo
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -40,7 +42,7 @@ class ShownEncoder:
         trained ([`~hf_ssl.evaluation.LoadedEncoder`]): The encoder.
         untrained ([`~hf_ssl.evaluation.LoadedEncoder`]): Its architecture with random weights.
         spec ([`~hf_ssl.evaluation.FeatureSpec`]): Its feature of an image.
-        fingerprint (`str`): A hash of its weights and of its image processor.
+        fingerprint (`str`): A hash of its weights, and of all else that its features depend on.
         is_named (`bool`): Whether a visitor has named it: of these, nothing is kept on disk.
     """
 
@@ -71,7 +73,7 @@ def feature_of(encoder: LoadedEncoder, image: PIL.Image.Image, spec: FeatureSpec
 
 class EncoderShelf:
     """
-    Encoders by name; the last ones that were asked for stay in memory.
+    Encoders by name; the operator's stay in memory, and of those that visitors name the last ones.
 
     Args:
         models (`Sequence[str]`): The operator's: folders or ids of the Hub. The first is shown when a visitor comes.
@@ -87,7 +89,7 @@ class EncoderShelf:
         if not models or len(self.models) < len(models):
             raise ValueError(f"models={list(models)} must be at least one model, of different names.")
         self.trust_remote_code, self.allow_hub_ids = trust_remote_code, allow_hub_ids
-        self._encoders, self._patches = Recent(max(NUM_KEPT, len(self.models))), Recent(NUM_PATCHES_KEPT)
+        self._own, self._named, self._patches = Recent(len(self.models)), Recent(NUM_KEPT), Recent(NUM_PATCHES_KEPT)
         self._loading = Lock()
 
     @property
@@ -130,7 +132,8 @@ class EncoderShelf:
         Returns:
             [`ShownEncoder`]
         """
-        encoder: ShownEncoder = self._encoders.get(name, lambda: self._load(name))
+        encoders = self._own if name in self.models else self._named
+        encoder: ShownEncoder = encoders.get(name, lambda: self._load(name))
         return encoder
 
     def patches(self, encoder: LoadedEncoder, photo: Photo, fingerprint: str) -> ImagePatches:
@@ -143,6 +146,8 @@ class EncoderShelf:
                 raise refusal(str(error)) from error
 
         found: ImagePatches = self._patches.get((fingerprint, photo.digest), make)
+        if found.tokens.nbytes > MAX_PATCHES_KEPT:
+            self._patches.forget((fingerprint, photo.digest))
         return found
 
     def _check_hub_id(self, name: str) -> None:
@@ -155,7 +160,7 @@ class EncoderShelf:
     def _load(self, name: str) -> ShownEncoder:
         if name in self.models:
             return self._show(self.models[name], name)
-        with tempfile.TemporaryDirectory(prefix="hf_ssl-encoder-") as folder, in_words(name, Path(folder)):
+        with tempfile.TemporaryDirectory(dir=TEMPORARY) as folder, in_words(name, Path(folder)):
             download(name, Path(folder))
             return self._show(folder, name)
 
@@ -168,7 +173,7 @@ class EncoderShelf:
             trained.name = name
             untrained = deepcopy(trained)
             untrained.reset(seed=0)
-        seen = f"{trained.fingerprint()} {trained.processor}"
+        seen = f"{trained.fingerprint()} {trained.feature} {trained.position_interpolation} {trained.processor}"
         fingerprint = hashlib.sha256(seen.encode()).hexdigest()
         return ShownEncoder(trained, untrained, FeatureSpec(trained.feature), fingerprint, is_named)
 

@@ -40,7 +40,7 @@ MAX_MODULES = 5000
 MAX_NUMBER = 100_000  # of widths, layers, classes
 MAX_SIDE = 1024  # pixels
 MAX_OPERATIONS = 300 * 10**9  # for an image: those of a ViT-B/16 of 600 pixels
-MAX_VALUES = 2**28  # of a tensor that is computed
+MAX_VALUES = 2**26  # of a tensor that is computed
 
 POLICY = (
     f"Of the Hub, weights in safetensors of up to {MAX_WEIGHTS // 10**9} GB are loaded, of public repositories and for "

@@ -11,25 +11,35 @@ import gradio as gr
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from ..evaluation import LoadedEncoder, attention_maps, attention_masks, crop_to_patches, grid_tokens, normalization
+from ..evaluation import (
+    FeatureSpec,
+    LoadedEncoder,
+    attention_maps,
+    attention_masks,
+    crop_to_patches,
+    grid_tokens,
+    normalization,
+)
 from ..evaluation.matching import covered_size
 from ..figures.attention import heat_colors, light_up
 from ..figures.patch_colors import patch_colors
 from ..models import METHODS
 from ..view_pictures import in_pixels
 from .collection import Collection
-from .drawing import draw_photo
+from .drawing import TINY, draw_photo
 from .encoders import EncoderShelf
 from .photos import Photo, photo_input, refusal
-from .training_views import Picture, show_training_views
+from .training_views import Picture, another_seed, seed_input, show_training_views
 
 
 HEAT, MASK = "heat", "mask"
 MAX_HEADS = 16
 MIN_MASS = 0.05
+EXAMPLE_SIDE = 128  # pixels
 _NO_PHOTO = "There is no photo yet: upload one, or take another example."
 
 _EXPLANATION = """
@@ -116,8 +126,15 @@ def show_attention(
     rows, columns = maps.shape[1:]
     return (
         [(_picture(pixels), name) for pixels, name in zip(drawn, names, strict=True)],
-        f"{len(of_heads)} heads{first}; {columns} x {rows} patches.",
+        f"{len(of_heads)} heads{first}; {columns} x {rows} patches.{_in_vain(loaded)}",
     )
+
+
+def _in_vain(encoder: LoadedEncoder) -> str:
+    if encoder.feature == "class_token":
+        return ""
+    feature = FeatureSpec(encoder.feature)
+    return f" But the feature of this encoder is the {feature}: it may not have been trained to make use of that one token."
 
 
 def _heated(image: Tensor, weights: Tensor) -> Tensor:
@@ -166,13 +183,21 @@ def show_patch_colors(shelf: EncoderShelf, photo: Photo | None, encoder: Any) ->
     names = ["the photo", "trained", "untrained"]
     return (
         [(_picture(pixels), name) for pixels, name in zip(drawn, names, strict=True)],
-        f"The encoder sees {width} x {height} pixels of the photo, in {columns} x {rows} patches.",
+        f"To the encoder, this is an image of {width} x {height} pixels, in {columns} x {rows} patches.",
     )
 
 
+def example(collection: Collection, place: int = 0) -> PIL.Image.Image:
+    """An image to begin with; a tiny one enlarged, as there would be nothing to see, and to click on."""
+    image = collection.example(place)[0]
+    factor = EXAMPLE_SIDE // max(image.size) if max(image.size) <= TINY else 1
+    return image.resize((image.width * factor, image.height * factor), PIL.Image.Resampling.NEAREST)
+
+
 def pick_example(collection: Collection) -> PIL.Image.Image:
-    """Any of the images to begin with."""
-    return collection.example(random.randrange(len(collection.queries)))[0]
+    """Any of the images to begin with, or one of the photos that scikit-learn has."""
+    place = random.randrange(-2, len(collection.queries))
+    return example(collection, place) if place >= 0 else PIL.Image.fromarray(load_sample_images().images[place])
 
 
 def _tiles(name: str) -> gr.Gallery:
@@ -238,7 +263,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
                     label="Method",
                     elem_id="method",
                 )
-                seed = gr.Number(0, precision=0, label="Seed: other numbers give other views", elem_id="seed")
+                seed = seed_input("seed")
             others = gr.Button("Other views", size="sm", elem_id="other-views")
             about_views = gr.Markdown(elem_id="about-views")
             boxes = gr.Image(
@@ -259,10 +284,10 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
     opened = gr.State(False)
     tab.select(lambda: True, None, opened, **private)
     examples = [
-        opened.change(lambda: collection.example(0)[0], None, photo, **private),
+        opened.change(lambda: example(collection), None, photo, **private),
         another.click(lambda: pick_example(collection), None, photo, **private),
     ]
-    others.click(lambda seed: (seed or 0) + 1, seed, seed, **private)
+    others.click(another_seed, seed, seed, **private)
     masked = show.input(lambda show: gr.Slider(visible=show == MASK), show, mass, **last)
 
     runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}

@@ -21,10 +21,10 @@ from ..views import MultiViewPipeline, View
 from .collection import Collection
 from .drawing import TINY, arrange, draw_matches, draw_patch, draw_similarities, place_in_photo
 from .encoders import EncoderShelf
-from .inside import pick_example
+from .inside import example, pick_example
 from .page import refusals_in_place
 from .photos import MAX_PIXELS, Photo, photo_input, refusal
-from .training_views import MAX_SEED
+from .training_views import MAX_SEED, another_seed, seed_input
 
 
 OWN, VIEW = "own", "view"  # what the second photo is
@@ -499,7 +499,7 @@ def matching_tab(
     with gr.Row():
         with gr.Column(min_width=280):
             first = photo_input("First photo", elem_id="match-first", height=300)
-            example = gr.Button("Another example", size="sm", elem_id="match-example")
+            another = gr.Button("Another example", size="sm", elem_id="match-example")
         with gr.Column(min_width=280):
             second = photo_input("Second photo", elem_id="match-second", height=300)
             other_view = gr.Button("Another view", size="sm", elem_id="match-other-view")
@@ -511,7 +511,7 @@ def matching_tab(
             info="A view is a random crop of the first photo, mirrored or not, in changed colors.",
             elem_id="match-kind",
         )
-        seed = gr.Number(0, precision=0, label="Seed: other numbers give other views", elem_id="match-seed")
+        seed = seed_input("match-seed")
     with gr.Row():
         mode = gr.Radio(
             [("by the encoder", ENCODER), ("by geometry", GEOMETRY)],
@@ -575,13 +575,13 @@ def matching_tab(
     opened = gr.State(False)
     tab.select(lambda: True, None, opened, **private)
     for step in (
-        opened.change(lambda: collection.example(0)[0], None, first, **private),
-        example.click(lambda: pick_example(collection), None, first, **private),
+        opened.change(lambda: example(collection), None, first, **private),
+        another.click(lambda: pick_example(collection), None, first, **private),
         first.input(**step_in_browser),
     ):
         taken = step.success(_take_first, [first, kind, seed], [first, second, *place], **last)
         follow(taken, [matches, similarities])
-    other_view.click(lambda seed: (seed or 0) + 1, seed, seed, **private)
+    other_view.click(another_seed, seed, seed, **private)
     for changed in (
         seed.change(_take_seed, [first, kind, seed], [first, second], **last),
         kind.input(_take_kind, [first, kind, seed], [second, *place, *controls], **last),
@@ -596,18 +596,14 @@ def matching_tab(
         follow(changed, [matches])
     follow(gr.on([x.submit, y.submit, which.input], **step_in_browser), [similarities])
 
-    # Gradio would repeat the first click afterwards, not the last: all are answered, one after the other.
-    clicks: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": 1, "concurrency_id": "clicks"}
-
-    def click(number: int | None, is_drawn: bool) -> Callable[..., Any]:
-        def compare(
-            first: Photo | None, second: Photo | None, kind: Any, seed: Any, encoder: Any, event: gr.EventData
+    def click(number: int | None, is_drawn: bool) -> Callable[..., tuple[float, float, str]]:
+        def locate(
+            first: Photo | None, second: Photo | None, kind: Any, seed: Any, event: gr.EventData
         ) -> Any:  # SelectData fails if a client sends none
             index = event._data.get("index") if isinstance(event._data, dict) else None
-            clicked = find_click(take_pair(first, second, kind, seed), index, number, is_drawn=is_drawn)
-            return *clicked, *similarity(shelf, first, second, kind, seed, encoder, *clicked)
+            return find_click(take_pair(first, second, kind, seed), index, number, is_drawn=is_drawn)
 
-        return compare
+        return locate
 
     for picture, number, is_drawn in (
         (first, 0, False),
@@ -616,11 +612,8 @@ def matching_tab(
         (pictures[1], 1, True),
         (matched, None, True),
     ):
-        picture.select(
-            click(number, is_drawn),
-            [*photos, encoder],
-            [*place, *shown],
-            show_progress="minimal",
-            **clicks,
-            **private,
+        # Afterwards, Gradio would repeat the first of several clicks, not the last: all are taken, one after the other.
+        clicked = picture.select(
+            click(number, is_drawn), photos, place, **private, trigger_mode="multiple", concurrency_limit=1
         )
+        follow(clicked, [similarities])

@@ -19,9 +19,12 @@ from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
 from gradio.utils import get_upload_folder
 from gradio_client.utils import is_file_obj, traverse
+from transformers.utils import logging
 
 from .photos import REFUSED, refusal
 
+
+logger = logging.get_logger(__name__)
 
 _SEE = 'See "Use via API" at the foot of the page.'
 
@@ -47,6 +50,7 @@ class Page(gr.Blocks):
         except Exception as error:  # components raise about any type at a value of another, and repeat all of it
             if isinstance(error, gr.Error) and error.title == REFUSED:
                 raise
+            logger.info("An input was refused.", exc_info=True)
             raise refusal(f"An input is of another kind than is taken here, or out of its range. {_SEE}") from None
         return processed
 

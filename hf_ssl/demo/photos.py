@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 import PIL.Image
+from PIL import ImageOps
 
 from ..data import decode_rgb
 from ..data.images import exif_orientation, find_problem
@@ -76,7 +77,7 @@ def read_photo(path: str | Path) -> Photo:
     try:
         format = _check_header(content)
         is_shown_upright = format in _TURNED_FORMATS or exif_orientation(encoded) == 1
-        image = decode_rgb(encoded)
+        image = _on_white(decode_rgb(encoded), content)
         _check_size(image)  # an ICO may hold a larger picture than it says
     except gr.Error:
         raise
@@ -99,6 +100,15 @@ def _check_header(content: bytes) -> str | None:
         if opened.format in _ANIMATED_FORMATS and getattr(opened, "is_animated", False):
             raise refusal("This is an animation. Choose one of its pictures, and save it as a photo.")
         return opened.format
+
+
+def _on_white(image: PIL.Image.Image, content: bytes) -> PIL.Image.Image:
+    """As visitors see it: in training, what lies below transparent pixels counts."""
+    with PIL.Image.open(BytesIO(content)) as opened:
+        if not opened.has_transparency_data:
+            return image
+        alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+    return PIL.Image.composite(image, PIL.Image.new("RGB", image.size, "white"), alpha)
 
 
 def _check_size(image: PIL.Image.Image) -> None:

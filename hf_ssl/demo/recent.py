@@ -20,6 +20,14 @@ class Recent:
         self._made: OrderedDict[Hashable, Future[Any]] = OrderedDict()
         self._lock = Lock()
 
+    def forget(self, key: Hashable) -> None:
+        """
+        Args:
+            key (`Hashable`): What is not kept any longer.
+        """
+        with self._lock:
+            self._made.pop(key, None)
+
     def get(self, key: Hashable, make: Callable[[], Any], on_wait: Callable[[], Any] | None = None) -> Any:
         """
         Args:

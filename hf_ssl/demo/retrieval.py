@@ -91,26 +91,22 @@ def look(
 ) -> list[tuple[Tensor, Tensor]]:
     """Features of all images `(num_images, dim)` and of the query `(dim,)`, by the trained and by the untrained encoder."""
     shown = shelf.get(encoder)
-    features = collection.features(shown, on_progress)
     try:
+        features = collection.features(shown, on_progress)
         return [
             (of_all, feature_of(one, query.image, shown.spec)) for of_all, one in zip(features, shown, strict=True)
         ]
-    except ValueError as error:  # an image that the processor cannot take
+    except (ValueError, TimeoutError) as error:  # as of an image that the processor cannot take
         raise refusal(str(error)) from error
 
 
 def captions(collection: Collection, neighbors: Neighbors, label: str | None) -> list[str]:
-    """Below each neighbor: how similar it is, its class, and whether that is the query's."""
+    """Below each neighbor: whether its class is the query's, how similar it is, and its class."""
     lines = []
     for place, similarity in zip(neighbors.places.tolist(), neighbors.similarities.tolist(), strict=True):
-        parts = [f"{similarity:.3f}"]
         name = collection.class_of(place)
-        if name is not None:
-            parts.append(name)
-            if label is not None:
-                parts.append("✓" if name == label else "✗")
-        lines.append(" · ".join(parts))
+        mark = "" if name is None or label is None else "✓ " if name == label else "✗ "
+        lines.append(f"{mark}{similarity:.3f}" + ("" if name is None else f" · {name}"))
     return lines
 
 
@@ -135,7 +131,8 @@ def table(collection: Collection, found: tuple[Neighbors, Neighbors]) -> list[li
 def summary(collection: Collection, found: tuple[Neighbors, Neighbors], label: str | None) -> str:
     """What pretraining has brought, in a sentence, where the class of the query is known."""
     if label is None:
-        return f"Of {len(collection):,} images of {collection.name}."
+        count = len(collection)
+        return f"The nearest of {count:,} image{'s' * (count != 1)} of {collection.name}."
     hits = [sum(collection.class_of(place) == label for place in one.places.tolist()) for one in found]
     return (
         f"Of the {len(found[0].places)} nearest of {len(collection):,} images, **{hits[0]}** are of the class *{label}* to "
@@ -200,12 +197,13 @@ def similarity_bars(
     """
     photo, _, known = check_query(collection, query, 1, label)
     seen = look(shelf, collection, photo, encoder, lambda *_: None)
-    ranks = np.unique(np.geomspace(1, len(collection), NUM_BARS).round().astype(int) - 1)
-    places = nearest(*seen[0], len(collection)).places[ranks]
     similarities = []
     for of_all, of_query in seen:
         mean = of_all.mean(0)
-        similarities.append(instance_similarity((of_query - mean)[None], of_all[places] - mean))
+        similarities.append(instance_similarity((of_query - mean)[None], of_all - mean))
+    ranks = np.unique(np.geomspace(1, len(collection), NUM_BARS).round().astype(int) - 1)
+    places = similarities[0][0].sort(descending=True, stable=True).indices[ranks]
+    similarities = [of_all[:, places] for of_all in similarities]
     labels: dict[str, Any] = {}
     if known is not None:
         names = [collection.class_of(place) for place in places.tolist()]
@@ -282,7 +280,7 @@ def retrieval_tab(
             untrained = _gallery("untrained")
             gr.Markdown(
                 "### Similarity between instances\nFrom the nearest image to the farthest, as cosines; what all images have "
-                "in common, the mean feature, is subtracted. Gray: untrained."
+                "in common, the mean feature, is subtracted first, so that these are not the numbers above. Gray: untrained."
             )
             bars = gr.Image(
                 show_label=False,
@@ -338,10 +336,11 @@ def retrieval_tab(
         query.input(lambda: NO_CLASS, None, label, **last),
         examples.select(pick, page, [query, label], **private, trigger_mode="multiple", concurrency_limit=1),
         demo.load(begin, None, [examples, query, label], **private),
-        gr.on([label.input, k.release], **step_in_browser),
+        gr.on([label.input, k.input], **step_in_browser),
         switched.success(**step_in_browser),
     ]
-    runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
+    # Most of them wait for an index, which is made once; what else there is on the page does not wait with them.
+    runs: dict[str, Any] = {"concurrency_limit": 8, "concurrency_id": "retrieval"}
     asked, answered = [query, k, label, encoder], [trained, untrained, words, numbers]
     about = "The images most similar to a photo, to the trained and to the untrained encoder."
     gr.on([], answer, asked, answered, **runs, api_name="retrieve", api_description=about)

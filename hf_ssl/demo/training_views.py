@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import PIL.Image
 import torch
@@ -138,6 +139,17 @@ def draw_views(pictures: ViewPictures, num_mixed: int) -> tuple[PIL.Image.Image,
             picture, mirrored = ImageOps.expand(picture, _FRAME, _color(frame)), " ↔" * int(boxes[frame, 4])
         shown.append((picture, f"{name}{mirrored}, {view.shape[-1]} px"))
     return draw_boxes(source, boxes, [tags[frames.index(number)] for number in range(len(boxes))]), shown
+
+
+def seed_input(name: str) -> gr.Number:
+    """The choice of a seed."""
+    label = "Seed: other numbers give other views"
+    return gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label=label, elem_id=name)
+
+
+def another_seed(seed: Any) -> int:
+    """The next one, for those who want to see others."""
+    return (int(seed or 0) + 1) % MAX_SEED
 
 
 def show_training_views(

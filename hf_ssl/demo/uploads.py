@@ -14,7 +14,8 @@ from gradio.utils import get_upload_folder
 
 
 MAX_AGE = 3600.0  # seconds
-INTERVAL = 600.0
+MAX_TOTAL = 2 * 2**30  # bytes
+INTERVAL = 10.0
 
 
 @asynccontextmanager
@@ -32,22 +33,30 @@ async def deletes_uploads(_: Any) -> AsyncIterator[None]:
 
 async def _delete_again_and_again() -> None:
     while True:
-        await asyncio.to_thread(delete_old, Path(get_upload_folder()), MAX_AGE)
+        await asyncio.to_thread(delete_old, Path(get_upload_folder()), MAX_AGE, MAX_TOTAL)
         await asyncio.sleep(INTERVAL)
 
 
-def delete_old(folder: Path, age: float) -> None:
+def delete_old(folder: Path, age: float, total: float) -> None:
     """
-    Delete what was not written to for some time.
+    Delete what was not written to for some time, and the oldest files if all have too many bytes.
 
     Args:
         folder (`Path`): Files in it and below it are deleted, and folders without any.
         age (`float`): Seconds.
+        total (`float`): Bytes of all files that stay.
     """
-    oldest = time.time() - age
+    oldest, found = time.time() - age, []
     for below, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             path = Path(below, name)
             with suppress(OSError):  # a folder is not empty, or somebody else has deleted it
-                if path.lstat().st_ctime < oldest:
+                status = path.lstat()
+                if status.st_ctime < oldest:
                     path.unlink() if name in files else path.rmdir()
+                elif name in files:
+                    found.append((status.st_ctime, status.st_size, path))
+    for _, size, path in sorted(found, reverse=True):
+        total -= size
+        if total < 0:
+            path.unlink(missing_ok=True)

@@ -113,9 +113,8 @@ class Demo:
         return (self.folder / "log.txt").read_text(errors="replace")
 
 
-# The signal has garbage collected, and with this threshold what is freed is given back: what is left is what is kept.
+# The signal has garbage collected: what is left is what is kept.
 COLLECT_GARBAGE = "import gc, signal\nsignal.signal(signal.SIGUSR1, lambda *_: gc.collect())\n"
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def as_file(path: Any, **others: Any) -> dict[str, Any]:
@@ -125,7 +124,12 @@ def as_file(path: Any, **others: Any) -> dict[str, Any]:
 
 @contextmanager
 def serve_demo(
-    folder: Path, *arguments: str | Path, before: str = "", timeout: float = 180, **environment: str
+    folder: Path,
+    *arguments: str | Path,
+    before: str = "",
+    end: signal.Signals = signal.SIGTERM,
+    timeout: float = 180,
+    **environment: str,
 ) -> Iterator[Demo]:
     """
     Serve the page as long as the context lasts.
@@ -134,6 +138,7 @@ def serve_demo(
         folder (`Path`): A new folder for its home and its temporary files.
         arguments (`str` or `Path`): Of `hf-ssl demo`.
         before (`str`, *optional*): Python code that the server runs first.
+        end (`signal.Signals`, *optional*, defaults to `SIGTERM`): How it is ended.
         timeout (`float`, *optional*, defaults to 180): Seconds until it has to answer.
         environment (`str`): Other environment variables.
     """
@@ -155,7 +160,7 @@ def serve_demo(
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [python, flag, f"{COLLECT_GARBAGE}{before}\n{code}", *rest],
-            env=inherited | own | GIVE_BACK | environment,
+            env=inherited | own | environment,
             cwd=folder / "home",
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -166,7 +171,7 @@ def serve_demo(
         demo.url = wait_for_url(demo, timeout)
         yield demo
         assert process.poll() is None, f"The server has ended.\n{demo.log()[-4000:]}"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(end)
         assert process.wait(30) == 0, demo.log()[-4000:]
         left = [path.name for path in (folder / "tmp").iterdir() if path.name.startswith("hf_ssl")]
         assert not left, f"The server has left {left} behind."

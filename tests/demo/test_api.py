@@ -73,9 +73,9 @@ def test_neighbors(demo, queries, files, expected):
             classes = [files[place].parent.name for place in places[number, :12]]
             assert found[f"{prefix}class"] == classes
             marks = ["✓" if name == query.parent.name else "✗" for name in classes]
-            shown = [picture["caption"].split(" · ") for picture in gallery]
-            assert [parts[1:] for parts in shown] == [list(parts) for parts in zip(classes, marks, strict=True)]
-            np.testing.assert_allclose([float(parts[0]) for parts in shown], similarities[number, :12], atol=6e-4)
+            shown = [picture["caption"].replace("·", "").split() for picture in gallery]
+            assert [(name, mark) for mark, _, name in shown] == list(zip(classes, marks, strict=True))
+            np.testing.assert_allclose([float(parts[1]) for parts in shown], similarities[number, :12], atol=6e-4)
             hits.append(marks.count("✓"))
         assert words == (
             f"Of the 12 nearest of 20 images, **{hits[0]}** are of the class *{query.parent.name}* to the trained encoder, "
@@ -107,7 +107,7 @@ def test_count_and_label(demo, files):
         assert len(trained) == len(untrained) == len(numbers["data"]) == min(count, 20)
     for label in (None, "unknown"):
         trained, _, words, _ = demo.ask("retrieve", photo, 2, label, None)
-        assert words == "Of 20 images of photos."
+        assert words == "The nearest of 20 images of photos."
         assert trained[0]["caption"] == "1.000 · flowers"
 
 

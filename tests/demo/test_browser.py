@@ -132,7 +132,7 @@ def test_query_is_picked_and_uploaded(page, photos):
 
     upload(page, "query", photos / "train/temples/3.png")
     expect(label).to_have_value("unknown")
-    expect(page.locator("#retrieval-summary")).to_have_text("Of 20 images of photos.")
+    expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
     assert captions(page, "trained")[0] == "1.000 · temples"
     choose(page, "query-class", "temples")
     expect(page.locator("#retrieval-summary")).to_contain_text("are of the class temples")
@@ -177,7 +177,7 @@ def test_what_is_no_photo_is_told(page, tmp_path, content, message):
     expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(message)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
     upload(page, "query", tmp_path / "good.png")
-    expect(page.locator("#retrieval-summary")).to_have_text("Of 20 images of photos.")
+    expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
 
 
 def test_unknown_encoder_is_told(page):

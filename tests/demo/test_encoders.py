@@ -5,6 +5,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -13,9 +14,9 @@ from PIL import Image
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, ViTConfig, ViTModel
 
 from hf_ssl.demo import EncoderShelf, encoders, hub_policy
-from hf_ssl.demo.encoders import NUM_KEPT, NUM_PATCHES_KEPT, encoder_input, feature_of
+from hf_ssl.demo.encoders import MAX_PATCHES_KEPT, NUM_KEPT, NUM_PATCHES_KEPT, encoder_input, feature_of
 from hf_ssl.demo.photos import Photo
-from hf_ssl.evaluation import FeatureSpec
+from hf_ssl.evaluation import FeatureSpec, LoadedEncoder
 from hf_ssl.hub import evaluation_processor, save_published
 
 from ..marks import slow
@@ -133,18 +134,28 @@ def test_features(several):
 
 def test_patches_are_kept(several, monkeypatch):
     seen = []
-    monkeypatch.setattr(encoders, "image_patches", lambda encoder, image: seen.append(image) or (encoder.name, image))
+
+    def look(encoder: LoadedEncoder, image: Image.Image) -> SimpleNamespace:
+        seen.append(image)
+        return SimpleNamespace(of=(encoder.name, image.tobytes()), tokens=torch.zeros(width))
+
+    width = 10
+    monkeypatch.setattr(encoders, "image_patches", look)
     shelf = EncoderShelf(several)
     first, second = shelf.get("encoder-0"), shelf.get("encoder-1")
     for _ in range(3):
         for shown in (first, second):
-            name, image = shelf.patches(shown.trained, photo(0), shown.fingerprint)
-            assert name == shown.trained.name and image.tobytes() == photo(0).image.tobytes()
+            found = shelf.patches(shown.trained, photo(0), shown.fingerprint)
+            assert found.of == (shown.trained.name, photo(0).image.tobytes())
     assert len(seen) == 2
     for number in range(NUM_PATCHES_KEPT + 1):
         shelf.patches(first.trained, photo(number), first.fingerprint)
     shelf.patches(second.trained, photo(0), second.fingerprint)  # was forgotten
     assert len(seen) == 2 + NUM_PATCHES_KEPT + 1
+    width = MAX_PATCHES_KEPT
+    for _ in range(2):
+        shelf.patches(first.trained, photo(99), first.fingerprint)
+    assert len(seen) == 2 + NUM_PATCHES_KEPT + 1 + 2  # too large to be kept
 
     def fail(encoder: object, image: object) -> None:
         raise ValueError("It makes no patches.")

@@ -301,7 +301,7 @@ PHOTO = object()  # a photo that was uploaded
 GOOD = {
     "retrieve": {"query": PHOTO, "k": 2, "label": "flowers", "encoder": "tiny"},
     "similarity_bars": {"query": PHOTO, "label": None, "encoder": None},
-    "describe": {"name": "tiny"},
+    "describe": {"encoder": "tiny"},
     "match": {
         "first": PHOTO,
         "second": PHOTO,

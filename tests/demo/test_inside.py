@@ -179,7 +179,7 @@ def test_patch_colors(shelf, name, side, grid):
     """Of the tokens of the trained and of the untrained network, by scikit-learn up to the signs."""
     pictures, words = show_patch_colors(shelf, PHOTO, name)
     assert [caption for _, caption in pictures] == ["the photo", "trained", "untrained"]
-    assert words == f"The encoder sees {side} x {side} pixels of the photo, in {grid} x {grid} patches."
+    assert words == f"To the encoder, this is an image of {side} x {side} pixels, in {grid} x {grid} patches."
     photo = pictures[0][0]
     assert photo.size == (512 // side * side,) * 2
     seen = np.asarray(PHOTO.image)[:side, :side].astype(int)

@@ -54,7 +54,7 @@ def test_many_clients(served: Demo, seconds: int, tmp_path: Path):
             *galleries, words, numbers = clients[number].predict(
                 handle_file(photo), 4, None, None, api_name="/retrieve"
             )
-            assert len(numbers["data"]) == 4 and words == "Of 20 images of photos."
+            assert len(numbers["data"]) == 4 and words == "The nearest of 20 images of photos."
             assert all(len(gallery) == 4 for gallery in galleries)
             if number < 2:
                 clients[number].predict(handle_file(photo), None, None, api_name="/similarity_bars")

@@ -57,6 +57,16 @@ def test_digest(tmp_path):
     assert first.read_bytes() != second.read_bytes()
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(tmp_path, mode):
+    """As visitors see them; elsewhere in the library, the colors below them count."""
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (2, 0, 4, 2))
+    image.convert(mode).save(tmp_path / "photo.png")
+    pixels = np.asarray(read_photo(tmp_path / "photo.png").image)
+    assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == 0).all()
+
+
 def test_limits(tmp_path, monkeypatch):
     path = write(tmp_path / "photo.png", saved(Image.new("RGB", (40, 30)), "PNG"))
     size = path.stat().st_size

@@ -1,8 +1,12 @@
 """Retrieval as functions: what is found, counted and said. `test_api.py` asks the page."""
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -15,6 +19,7 @@ from PIL import Image
 
 from hf_ssl.data import load_image_data
 from hf_ssl.demo import Collection, EncoderShelf
+from hf_ssl.demo import collection as collection_module
 from hf_ssl.demo.collection import Neighbors, nearest
 from hf_ssl.demo.encoders import feature_of
 from hf_ssl.demo.photos import Photo
@@ -30,6 +35,7 @@ from hf_ssl.demo.retrieval import (
     table,
     thumbnail,
 )
+from hf_ssl.evaluation import load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +111,16 @@ def test_words(collection):
              Neighbors(torch.tensor([12, 11, 10]), torch.tensor([1.0, 0.25, 0.0])))  # fmt: skip
     assert captions(collection, found[0], None) == ["0.988 · flowers", "0.500 · temples", "-1.000 · flowers"]
     assert captions(collection, found[0], "temples") == [
-        "0.988 · flowers · ✗",
-        "0.500 · temples · ✓",
-        "-1.000 · flowers · ✗",
+        "✗ 0.988 · flowers",
+        "✓ 0.500 · temples",
+        "✗ -1.000 · flowers",
     ]
     assert table(collection, found) == [
         [1, 0, "flowers", 0.9877, 12, "temples", 1.0],
         [2, 11, "temples", 0.5, 11, "temples", 0.25],
         [3, 3, "flowers", -1.0, 10, "temples", 0.0],
     ]
-    assert summary(collection, found, None) == "Of 20 images of photos."
+    assert summary(collection, found, None) == "The nearest of 20 images of photos."
     assert "**1** are of the class *temples* to the trained encoder, and **3** to the untrained" in summary(
         collection, found, "temples"
     )
@@ -125,7 +131,7 @@ def test_without_labels(shelf, unlabeled, query):
     assert unlabeled.queries is unlabeled.source and unlabeled.example(0)[1] is None
     trained, untrained, words, rows = retrieve(shelf, unlabeled, query, 4, None, None, silent)
     assert [line.count("·") for _, line in trained + untrained] == [0] * 8
-    assert words == "Of 10 images of images." and [row[2] + row[5] for row in rows] == [""] * 4
+    assert words == "The nearest of 10 images of images." and [row[2] + row[5] for row in rows] == [""] * 4
     assert similarity_bars(shelf, unlabeled, query, None, None).mode == "RGB"
 
 
@@ -165,3 +171,35 @@ def test_all_who_wait_see_the_progress(shelf, collection):
         waiting = [pool.submit(collection.features, shelf.get(None), told) for told in (first, other)]
         assert waiting[0].result() is waiting[1].result()
     assert min(seen) == 1 / 40 and max(seen) <= 1
+
+
+def test_encoders_that_differ_in_their_feature_alone(encoder, photos, query, tmp_path):
+    """Their weights are the same, and so would be the index of whoever is asked first."""
+    shutil.copytree(encoder, tmp_path / "other")
+    settings = json.loads((encoder / "pretraining/config.json").read_text())
+    assert load_encoder(str(encoder)).feature == "class_token"
+    (tmp_path / "other/pretraining/config.json").write_text(json.dumps(settings | {"feature": "patch_mean"}))
+    assert load_encoder(str(tmp_path / "other")).feature == "patch_mean"
+    shelf, found = EncoderShelf([str(encoder), str(tmp_path / "other")]), []
+    for names in (("tiny", "other"), ("other", "tiny")):
+        collection = Collection(load_image_data(str(photos)), cache_dir=str(tmp_path / names[0]))
+        found.append({name: retrieve(shelf, collection, query, 3, None, name, silent)[3] for name in names})
+    assert found[0] == found[1] and found[0]["tiny"] != found[0]["other"]
+
+
+def test_what_takes_too_long(shelf, collection, query, monkeypatch):
+    """An encoder that a visitor has named does not occupy the machine; the operator's may."""
+    monkeypatch.setattr(collection_module, "MAX_SECONDS", -1.0)
+    shown = shelf.get(None)
+    assert len(collection.features(shown, silent)[0]) == 20
+    named = SimpleNamespace(get=lambda _: replace(shown, is_named=True, fingerprint="of a visitor"))
+    with pytest.raises(gr.Error, match="too long to look at all 20 images. Choose a smaller encoder"):
+        retrieve(named, collection, query, 3, None, None, silent)
+
+
+def test_classes_of_queries_alone(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(photos / "train/flowers", tmp_path / "photos/train/zebras")
+    shutil.copytree(photos / "test/flowers", tmp_path / "photos/test/zebras")
+    collection = Collection(load_image_data(str(tmp_path / "photos"), max_train_samples=2))
+    assert collection.classes == ["flowers", "temples", "zebras"] and len(set(collection.labels.tolist())) < 3

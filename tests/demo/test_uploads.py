@@ -1,6 +1,7 @@
 """Files of visitors are deleted after a while, and pictures are whole whenever they are looked at."""
 
 import asyncio
+import signal
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 from hf_ssl.demo import uploads
 from hf_ssl.demo.page import Page
 from hf_ssl.demo.uploads import delete_old, deletes_uploads
+
+from .server import serve_demo
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +36,25 @@ def test_old_ones(folder):
     kept = put(folder.parent, "of somebody else")
     time.sleep(0.4)
     young = [put(folder, name) for name in ("a/other.png", "d/e")]
-    delete_old(folder, 0.3)
+    delete_old(folder, 0.3, 1000)
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in (*young, kept))
     assert not (folder / "empty").exists() and (folder / "a").exists()
     for _ in range(4):  # folders are as old as what was deleted in them
         time.sleep(0.4)
-        delete_old(folder, 0.3)
+        delete_old(folder, 0.3, 1000)
     assert folder.exists() and not list(folder.iterdir())
-    delete_old(folder / "that is not there", 0)
+    delete_old(folder / "that is not there", 0, 1000)
+
+
+def test_all_of_them_are_not_too_large(folder):
+    paths = []
+    for number in range(5):
+        paths.append(put(folder, f"{number}/x"))
+        paths[-1].write_bytes(bytes(1000))
+        time.sleep(0.01)
+    delete_old(folder, 60, 3500)
+    assert [path.exists() for path in paths] == [False, False, True, True, True]
 
 
 def test_what_is_in_use_stops_nothing(folder, monkeypatch):
@@ -54,7 +67,7 @@ def test_what_is_in_use_stops_nothing(folder, monkeypatch):
         unlink(path, *arguments)
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    delete_old(folder, -1)
+    delete_old(folder, -1, 1000)
     assert [path.exists() for path in paths] == [False, True, False]
 
 
@@ -131,3 +144,13 @@ def test_pictures_are_whole(folder):
     assert sizes == {len(expected)}
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(picture))
     assert [file.name for file in path.parent.iterdir()] == ["image.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_ends_while_it_computes(encoder, photos, tmp_path, end):
+    """Python does not crash beneath threads that go on, and nothing is left behind: see [`serve_demo`]."""
+    with serve_demo(tmp_path, "--model", encoder, end=end) as demo:  # with an index of 1,437 images to make
+        demo.post("call/retrieve", {"data": [demo.upload(photos / "test/flowers/10.png"), 3, None, None]})
+        time.sleep(1)
+        assert [path for path in demo.temporary_files() if "hf_ssl-demo" in str(path)]
