@@ -32,7 +32,7 @@ from hf_ssl.hub import evaluation_processor, save_published
 
 
 # What a page for any encoder needs, without this library.
-PACKAGES = "import gradio, sklearn.datasets, torchvision; from transformers import AutoImageProcessor, PreTrainedModel, ViTModel"
+PACKAGES = "import gradio, sklearn.datasets, torchvision; from transformers import AutoImageProcessor, ViTModel"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 

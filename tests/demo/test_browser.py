@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE = 60_000  # milliseconds: machines that test are loaded
 
@@ -43,7 +44,7 @@ def shown(encoder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *CAMERA])
         yield browser
         browser.close()
 
@@ -111,7 +112,7 @@ def upload(page: Page, name: str, file: Path) -> None:
 def test_an_answer_waits_for_the_visitor(page):
     wait_for_neighbors(page, 8)
     expect(page.locator("#retrieval-summary")).to_contain_text("nearest of 20 images")
-    assert all(caption.endswith(("✓", "✗")) for caption in captions(page, "trained"))
+    assert all(caption.startswith(("✓", "✗")) for caption in captions(page, "trained"))
     expect(page.locator("#about-encoder")).to_contain_text("tiny: vit")
     bars = page.locator("#bars img")
     bars.scroll_into_view_if_needed()
@@ -136,7 +137,7 @@ def test_query_is_picked_and_uploaded(page, photos):
     assert captions(page, "trained")[0] == "1.000 · temples"
     choose(page, "query-class", "temples")
     expect(page.locator("#retrieval-summary")).to_contain_text("are of the class temples")
-    assert captions(page, "trained")[0] == captions(page, "untrained")[0] == "1.000 · temples · ✓"
+    assert captions(page, "trained")[0] == captions(page, "untrained")[0] == "✓ 1.000 · temples"
 
 
 def test_number_of_neighbors_and_other_examples(page):
@@ -145,12 +146,47 @@ def test_number_of_neighbors_and_other_examples(page):
     slider.focus()
     for _ in range(3):
         page.keyboard.press("ArrowLeft")
-    slider.dispatch_event("pointerup")
     wait_for_neighbors(page, 5)
     first = page.locator("#examples img").first
     before = first.get_attribute("src")
     page.locator("#other-examples").click()
     expect(first).not_to_have_attribute("src", before)
+
+
+def test_a_neighbor_is_looked_at_closely(page):
+    wait_for_neighbors(page, 8)
+    tile = page.locator("#trained .grid-container button").first
+    small = tile.bounding_box()
+    tile.click()
+    picture = page.locator("#trained .preview img").first
+    expect(picture).to_be_visible()
+    page.wait_for_timeout(500)  # it grows
+    large = picture.bounding_box()
+    assert min(large["width"], large["height"]) > 2 * max(small["width"], small["height"])
+    page.keyboard.press("Escape")
+    wait_for_neighbors(page, 8)
+
+
+def test_query_is_taken_away(page):
+    """Which is no mistake: another one will come."""
+    wait_for_neighbors(page, 8)
+    page.locator("#query button[aria-label='Clear'], #query button[aria-label='Remove Image']").first.click()
+    expect(page.locator("#retrieval-summary")).to_contain_text("There is no query yet")
+    expect(page.locator("#bars img")).to_have_count(0)
+    expect(page.locator(".toast-body")).to_have_count(0)
+
+
+def test_query_is_taken_with_the_camera(page):
+    wait_for_neighbors(page, 8)
+    page.locator("#query button[aria-label='Clear'], #query button[aria-label='Remove Image']").first.click()
+    page.locator("#query").get_by_label("Capture from camera").click()
+    page.locator("#query").get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#query video').videoWidth > 0")
+    page.wait_for_timeout(1000)
+    page.locator("#query").get_by_label("capture photo").click()
+    expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
+    expect(page.locator("#query img").first).to_be_visible()
+    page.wait_for_timeout(1000)
 
 
 def test_encoder_is_switched(page):
@@ -159,7 +195,7 @@ def test_encoder_is_switched(page):
     choose(page, "encoder", "convnet")
     expect(page.locator("#about-encoder")).to_contain_text("convnet: ")
     expect(page.locator("#trained .caption-label").first).not_to_have_text(before[0])
-    page.get_by_text("Numbers").click()
+    page.get_by_role("button", name="Numbers").first.click()
     expect(page.locator("#numbers tbody").last).to_contain_text(re.compile("|".join(CLASSES)))
 
 
@@ -215,7 +251,7 @@ def test_look_inside(page, encoder, photos):
     upload(page, "inside-photo", photos / "train/temples/3.png")
     expect(first).not_to_have_attribute("src", before)
     expect(page.locator("#patch-colors .grid-container img")).to_have_count(3)
-    expect(page.locator("#about-patch-colors")).to_contain_text("16 x 16 pixels of the photo")
+    expect(page.locator("#about-patch-colors")).to_contain_text("16 x 16 pixels")
 
     before = first.get_attribute("src")
     expect(page.locator("#mass")).to_be_hidden()
