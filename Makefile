@@ -40,6 +40,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/views.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/knn.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/demo.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """The page for visitors: seconds to its first answer, of a retrieval query, and of a match of two photos.
 
-    python benchmarks/demo.py --model outputs/quickstart
+    python benchmarks/demo.py
 
 `hf-ssl demo` is started as a visitor's host would, asked through its API as a program would, and started again, when the
 features of the embedded images are kept. Matches are those of a ViT-S/16 with random weights, of two photos of 224 pixels
@@ -33,14 +33,15 @@ from hf_ssl.hub import evaluation_processor, save_published
 
 # What a page for any encoder needs, without this library.
 PACKAGES = "import gradio, sklearn.datasets, torchvision; from transformers import AutoImageProcessor, ViTModel"
+SEARCHING = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 16, "patch_size": 4}
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def make_vit_small(folder: Path) -> Path:
-    """A ViT-S/16 with random weights, published."""
-    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, pooler_act="linear")
-    save_published(ViTModel(config), evaluation_processor(224, MEAN, STD), folder / "vit-small")
-    return folder / "vit-small"
+def make_encoder(folder: Path, name: str, **sizes: int) -> Path:
+    """A vision transformer with random weights, published."""
+    config = ViTConfig(pooler_act="linear", **sizes)
+    save_published(ViTModel(config), evaluation_processor(config.image_size, MEAN, STD), folder / name)
+    return folder / name
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:
@@ -101,7 +102,7 @@ def timed(calls: list[Callable[[], Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="The folder of an encoder, such as outputs/quickstart.")
+    parser.add_argument("--model", help="Folder of the encoder that searches; unset, a small one with random weights.")
     parser.add_argument("--rounds", type=int, default=20, help="Queries, and matches.")
     args = parser.parse_args()
     start = time.perf_counter()
@@ -109,7 +110,8 @@ def main() -> None:
     print(f"Imports of torch, transformers and gradio alone: {time.perf_counter() - start:.1f} s")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = [args.model, str(make_vit_small(folder))]
+        small = make_encoder(folder, "vit-small", hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+        models = [args.model or str(make_encoder(folder, "searching", **SEARCHING)), str(small)]
         photos = make_photos(folder, 2 * args.rounds)
         digits = [handle_file(digit(folder, i)) for i in range(args.rounds)]
         for which in ("first start", "second start"):

@@ -101,6 +101,7 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
         run_history=False,
         max_file_size=MAX_BYTES,
         state_session_capacity=500,  # of each, Gradio keeps a copy of the page
+        _frontend=False,  # whether to give up if the first answer takes three seconds, as on a busy machine
         app_kwargs={
             "max_body_size": MAX_BYTES + 2**20,
             "exception_handlers": UNCLEAR_REQUESTS,

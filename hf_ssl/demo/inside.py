@@ -319,7 +319,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
     ):
         gr.on([], function, inputs, outputs, api_name=name, api_description=about, **runs)
         run = _unless_empty(function, len(outputs))
-        for change in (*changes, *(example.success for example in examples)):
+        for change in (*changes, *(shown.success for shown in examples)):
             change(**step_in_browser).success(run, inputs, outputs, **runs, **last)
 
 
