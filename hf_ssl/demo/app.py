@@ -31,9 +31,10 @@ _ABOUT = """
 Made with hf_ssl: APS, ISL, PatchMix, PW-Self and RelViT as one library. Photos that you upload are sent to nobody else, and
 deleted within two hours.
 """
-# Gradio tells wrong places of clicks into pictures that are shown larger than they are.
+# Gradio tells wrong places of clicks into pictures that are shown larger than they are; and lays a picture that is looked at
+# closely over its gallery, which cuts it off.
 _CSS = """
-.tiles .preview { min-height: 420px; }
+.tiles .gallery-container:has(.preview) { min-height: 420px; }
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(96px, 1fr)); }
 .tiles.large .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
 #patch-colors .grid-container { grid-template-columns: repeat(3, minmax(0, 224px)); }
@@ -59,7 +60,7 @@ def build_demo(shelf: EncoderShelf, collection: Collection) -> gr.Blocks:
     with Page(title="hf_ssl", analytics_enabled=False) as demo:
         gr.Markdown(_TITLE)
         encoder = encoder_input(shelf)
-        about_encoder = gr.Markdown(elem_id="about-encoder")
+        about_encoder = gr.Markdown(label="About the encoder", elem_id="about-encoder")
         runs: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "describe"}
         to_describe: Any = (lambda encoder: shelf.get(encoder).describe(), encoder, about_encoder)
         about = "An encoder in words, loaded if need be: one that is listed, or an id of the Hub."

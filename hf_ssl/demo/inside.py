@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,15 +31,15 @@ from ..view_pictures import in_pixels
 from .collection import Collection
 from .drawing import TINY, draw_photo
 from .encoders import EncoderShelf
-from .photos import Photo, photo_input, refusal
-from .training_views import Picture, another_seed, seed_input, show_training_views
+from .page import refusals_in_place
+from .photos import Given, Photo, photo_input, refusal, take_photo, warn_if_refused
+from .training_views import NO_PHOTO, Picture, another_seed, seed_input, show_training_views
 
 
 HEAT, MASK = "heat", "mask"
 MAX_HEADS = 16
 MIN_MASS = 0.05
 EXAMPLE_SIDE = 128  # pixels
-_NO_PHOTO = "There is no photo yet: upload one, or take another example."
 
 _EXPLANATION = """
 Show a photo to the encoder, and see what it looks at, which parts of the photo are alike to it, and what the methods would
@@ -62,22 +61,20 @@ None of the five methods is told what a photo shows. They learn from crops of it
 """
 
 
-def process(encoder: LoadedEncoder, photo: Photo | None) -> Tensor:
+def process(encoder: LoadedEncoder, photo: Photo) -> Tensor:
     """
     A photo as it is given to an encoder.
 
     Args:
         encoder ([`~hf_ssl.evaluation.LoadedEncoder`]): The encoder.
-        photo ([`Photo`], *optional*): What the visitor shows.
+        photo ([`Photo`]): What the visitor shows.
 
     Returns:
         `torch.Tensor` of shape `(1, 3, height, width)`: normalized.
 
     Raises:
-        `gradio.Error`: there is no photo, or the image processor does not take it.
+        `gradio.Error`: the image processor does not take it.
     """
-    if photo is None:
-        raise refusal(_NO_PHOTO)
     try:
         pixel_values: Tensor = encoder.processor(images=[photo.image], return_tensors="pt")["pixel_values"]
     except ValueError as error:
@@ -85,15 +82,13 @@ def process(encoder: LoadedEncoder, photo: Photo | None) -> Tensor:
     return pixel_values
 
 
-def show_attention(
-    shelf: EncoderShelf, photo: Photo | None, encoder: Any, show: Any, mass: Any
-) -> tuple[list[Picture], str]:
+def show_attention(shelf: EncoderShelf, photo: Given, encoder: Any, show: Any, mass: Any) -> tuple[list[Picture], str]:
     """
     What the class token of an encoder attends to in the last block.
 
     Args:
         shelf ([`EncoderShelf`]): The encoders.
-        photo ([`Photo`], *optional*): What the visitor shows.
+        photo ([`Photo`] or [`RefusedPhoto`], *optional*): What the visitor shows.
         encoder (`Any`): Name of the encoder.
         show (`Any`): `"heat"`: bright where there is much attention; or `"mask"`: only the patches that get most of it.
         mass (`Any`): Share of the attention that the patches of a mask hold.
@@ -109,8 +104,9 @@ def show_attention(
         raise refusal(f"Attention is shown as {HEAT} or as {MASK}.")
     if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not MIN_MASS <= mass <= 1:
         raise refusal(f"The share of the attention is a number from {MIN_MASS} to 1, such as 0.6.")
+    taken = take_photo(photo, NO_PHOTO)
     loaded = shelf.get(encoder).trained
-    pixel_values = process(loaded, photo)
+    pixel_values = process(loaded, taken)
     try:
         of_heads = attention_maps(loaded, pixel_values)[0].cpu()
         maps = torch.cat([of_heads.mean(0, keepdim=True), of_heads[:MAX_HEADS]])
@@ -152,13 +148,13 @@ def _picture(pixels: Tensor) -> PIL.Image.Image:
     return draw_photo(to_pil_image(pixels))
 
 
-def show_patch_colors(shelf: EncoderShelf, photo: Photo | None, encoder: Any) -> tuple[list[Picture], str]:
+def show_patch_colors(shelf: EncoderShelf, photo: Given, encoder: Any) -> tuple[list[Picture], str]:
     """
     The patches of a photo in colors that tell which of them are alike to an encoder, before and after training.
 
     Args:
         shelf ([`EncoderShelf`]): The encoders.
-        photo ([`Photo`], *optional*): What the visitor shows.
+        photo ([`Photo`] or [`RefusedPhoto`], *optional*): What the visitor shows.
         encoder (`Any`): Name of the encoder.
 
     Returns:
@@ -168,8 +164,9 @@ def show_patch_colors(shelf: EncoderShelf, photo: Photo | None, encoder: Any) ->
     Raises:
         `gradio.Error`: it cannot be done.
     """
+    taken = take_photo(photo, NO_PHOTO)
     shown = shelf.get(encoder)
-    pixel_values = process(shown.trained, photo)
+    pixel_values = process(shown.trained, taken)
     try:
         tokens = [grid_tokens(one, pixel_values).cpu() for one in shown]
         colors = [patch_colors(of_one)[0] for of_one in tokens]
@@ -200,9 +197,10 @@ def pick_example(collection: Collection) -> PIL.Image.Image:
     return example(collection, place) if place >= 0 else PIL.Image.fromarray(load_sample_images().images[place])
 
 
-def _tiles(name: str) -> gr.Gallery:
+def _tiles(name: str, label: str) -> gr.Gallery:
     """Pictures side by side, as many as fit."""
     return gr.Gallery(
+        label=label,
         show_label=False,
         object_fit="contain",
         height="auto",
@@ -250,11 +248,11 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
                     visible=False,
                     elem_id="mass",
                 )
-            about_heads = gr.Markdown(elem_id="about-heads")
-            heads = _tiles("heads")
+            about_heads = gr.Markdown(label="In words", elem_id="about-heads")
+            heads = _tiles("heads", "Heads")
             gr.Markdown(_PATCH_COLORS)
-            about_colors = gr.Markdown(elem_id="about-patch-colors")
-            colors = _tiles("patch-colors")
+            about_colors = gr.Markdown(label="In words", elem_id="about-patch-colors")
+            colors = _tiles("patch-colors", "Colors of patches")
             gr.Markdown(_TRAINING_VIEWS)
             with gr.Row():
                 method = gr.Dropdown(
@@ -265,8 +263,9 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
                 )
                 seed = seed_input("seed")
             others = gr.Button("Other views", size="sm", elem_id="other-views")
-            about_views = gr.Markdown(elem_id="about-views")
+            about_views = gr.Markdown(label="In words", elem_id="about-views")
             boxes = gr.Image(
+                label="Boxes",
                 show_label=False,
                 format="png",
                 buttons=["fullscreen"],
@@ -276,7 +275,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
                 height=320,
                 alt_text="The photo, with the boxes that views are cut out of",
             )
-            views = _tiles("views")
+            views = _tiles("views", "Views")
 
     private: dict[str, Any] = {"api_visibility": "private"}
     step_in_browser: dict[str, Any] = {**private, "fn": None, "js": "() => []"}  # see `matching_tab`
@@ -288,6 +287,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
         another.click(lambda: pick_example(collection), None, photo, **private),
     ]
     others.click(another_seed, seed, seed, **private)
+    brought = photo.input(warn_if_refused, photo, None, **last)
     masked = show.input(lambda show: gr.Slider(visible=show == MASK), show, mass, **last)
 
     runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
@@ -298,7 +298,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
             partial(show_attention, shelf),
             [photo, encoder, show, mass],
             [heads, about_heads],
-            [photo.input, mass.input, masked.success, switched.success],
+            [brought.success, mass.input, masked.success, switched.success],
         ),
         (
             "patch_colors",
@@ -306,7 +306,7 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
             partial(show_patch_colors, shelf),
             [photo, encoder],
             [colors, about_colors],
-            [photo.input, switched.success],
+            [brought.success, switched.success],
         ),
         (
             "training_views",
@@ -314,19 +314,10 @@ def inside_tab(shelf: EncoderShelf, collection: Collection, encoder: gr.Dropdown
             partial(show_training_views, collection),
             [photo, method, seed],
             [boxes, views, about_views],
-            [photo.input, method.input, seed.change],
+            [brought.success, method.input, seed.change],
         ),
     ):
         gr.on([], function, inputs, outputs, api_name=name, api_description=about, **runs)
-        run = _unless_empty(function, len(outputs))
+        run = refusals_in_place(function, outputs)
         for change in (*changes, *(shown.success for shown in examples)):
             change(**step_in_browser).success(run, inputs, outputs, **runs, **last)
-
-
-def _unless_empty(function: Callable[..., Any], num_outputs: int) -> Callable[..., Any]:
-    """For the page, where to have no photo is no mistake: there is nothing to show, then."""
-
-    def show(photo: Photo | None, *others: Any) -> Any:
-        return [None] * num_outputs if photo is None else function(photo, *others)
-
-    return show

@@ -23,7 +23,7 @@ from .drawing import TINY, arrange, draw_matches, draw_patch, draw_similarities,
 from .encoders import EncoderShelf
 from .inside import example, pick_example
 from .page import refusals_in_place
-from .photos import MAX_PIXELS, Photo, photo_input, refusal
+from .photos import MAX_PIXELS, Given, Photo, photo_input, refusal, take_photo, warn_if_refused
 from .training_views import MAX_SEED, another_seed, seed_input
 
 
@@ -37,6 +37,7 @@ VIEW_SIDE = 224
 MATCH_HEADERS = ["similarity", "first: x", "first: y", "second: x", "second: y", "same place"]
 SIMILARITY_HEADERS = ["x", "y", "similarity"]
 _NO_FIRST = "There is no first photo yet: upload one, or take another example."
+_NO_SECOND = "There is no second photo yet: upload one, or choose an augmented view of the first."
 _VIEW = View(scale=[0.3, 0.7], jitter=1.0)
 
 _EXPLANATION = """
@@ -96,12 +97,12 @@ def make_view(first: Photo, seed: Any) -> tuple[Photo, Tensor]:
     return Photo(to_pil_image(in_pixels(made, black, white)), f"{first.digest}, view {int(seed)}"), boxes[0, 0]
 
 
-def augmented_view(first: Photo | None, seed: Any) -> tuple[PIL.Image.Image, dict[str, int]]:
+def augmented_view(first: Given, seed: Any) -> tuple[PIL.Image.Image, dict[str, int]]:
     """
     A random crop of a photo, and where it lies.
 
     Args:
-        first ([`Photo`], *optional*): The photo.
+        first ([`Photo`] or [`RefusedPhoto`], *optional*): The photo.
         seed (`Any`): Which view of it.
 
     Returns:
@@ -111,19 +112,17 @@ def augmented_view(first: Photo | None, seed: Any) -> tuple[PIL.Image.Image, dic
     Raises:
         `gradio.Error`: there is no photo, or the seed is none.
     """
-    if first is None:
-        raise refusal(_NO_FIRST)
-    view, box = make_view(first, seed)
+    view, box = make_view(take_photo(first, _NO_FIRST), seed)
     return view.image, dict(zip(("top", "left", "height", "width", "flip"), box.tolist(), strict=True))
 
 
-def take_pair(first: Photo | None, second: Photo | None, kind: Any, seed: Any) -> Pair:
+def take_pair(first: Given, second: Given, kind: Any, seed: Any) -> Pair:
     """
     The photos that a visitor wants to have compared.
 
     Args:
-        first ([`Photo`], *optional*): The first photo.
-        second ([`Photo`], *optional*): The second one; of no meaning if it is a view.
+        first ([`Photo`] or [`RefusedPhoto`], *optional*): The first photo.
+        second ([`Photo`] or [`RefusedPhoto`], *optional*): The second one; of no meaning if it is a view.
         kind (`Any`): `"own"`: the second photo is one of the visitor's; or `"view"`: an augmented view of the first.
         seed (`Any`): Which view.
 
@@ -135,13 +134,8 @@ def take_pair(first: Photo | None, second: Photo | None, kind: Any, seed: Any) -
     """
     if kind not in (OWN, VIEW):
         raise refusal(f"The second photo is of the kind {OWN} or {VIEW}.")
-    if first is None:
-        raise refusal(_NO_FIRST)
-    if kind == VIEW:
-        return Pair(first, *make_view(first, seed))
-    if second is None:
-        raise refusal("There is no second photo yet: upload one, or choose an augmented view of the first.")
-    return Pair(first, second)
+    photo = take_photo(first, _NO_FIRST)
+    return Pair(photo, *make_view(photo, seed)) if kind == VIEW else Pair(photo, take_photo(second, _NO_SECOND))
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:
@@ -230,8 +224,8 @@ def same_place(matches: PatchMatches, box: Tensor, size: tuple[int, int]) -> Ten
 
 def match(
     shelf: EncoderShelf,
-    first: Photo | None,
-    second: Photo | None,
+    first: Given,
+    second: Given,
     kind: Any,
     seed: Any,
     encoder: Any,
@@ -243,8 +237,8 @@ def match(
 
     Args:
         shelf ([`EncoderShelf`]): The encoders.
-        first ([`Photo`], *optional*): The first photo.
-        second ([`Photo`], *optional*): The second one; of no meaning if it is a view.
+        first ([`Photo`] or [`RefusedPhoto`], *optional*): The first photo.
+        second ([`Photo`] or [`RefusedPhoto`], *optional*): The second one; of no meaning if it is a view.
         kind (`Any`): See [`take_pair`].
         seed (`Any`): See [`take_pair`].
         encoder (`Any`): Name of the encoder; of no meaning to geometry.
@@ -311,8 +305,8 @@ def _rounded(numbers: Tensor, decimals: int) -> list[Any]:
 
 def similarity(
     shelf: EncoderShelf,
-    first: Photo | None,
-    second: Photo | None,
+    first: Given,
+    second: Given,
     kind: Any,
     seed: Any,
     encoder: Any,
@@ -325,8 +319,8 @@ def similarity(
 
     Args:
         shelf ([`EncoderShelf`]): The encoders.
-        first ([`Photo`], *optional*): The first photo.
-        second ([`Photo`], *optional*): The second one; of no meaning if it is a view.
+        first ([`Photo`] or [`RefusedPhoto`], *optional*): The first photo.
+        second ([`Photo`] or [`RefusedPhoto`], *optional*): The second one; of no meaning if it is a view.
         kind (`Any`): See [`take_pair`].
         seed (`Any`): See [`take_pair`].
         encoder (`Any`): Name of the encoder.
@@ -416,17 +410,17 @@ def find_click(
 # ---- the tab ----
 
 
-def _shown(photo: Photo | None) -> dict[str, Any]:
+def _shown(photo: Given) -> dict[str, Any]:
     """
     How a photo is shown in its input. Where a visitor has clicked, Gradio gets wrong in one that is enlarged; only tiny ones
     are, which cannot be clicked on.
     """
-    is_tiny = photo is None or max(photo.image.size) <= TINY
+    is_tiny = not isinstance(photo, Photo) or max(photo.image.size) <= TINY
     update: dict[str, Any] = gr.update(elem_classes=["photo"] if is_tiny else ["photo", "true-size"])
     return update
 
 
-def _show_view(first: Photo | None, kind: Any, seed: Any) -> dict[str, Any]:
+def _show_view(first: Given, kind: Any, seed: Any) -> dict[str, Any]:
     """The second photo, if it is a view of the first."""
     if kind != VIEW:
         return gr.skip()
@@ -437,9 +431,9 @@ def _show_view(first: Photo | None, kind: Any, seed: Any) -> dict[str, Any]:
     return {**_shown(view), "value": view.image}
 
 
-def _center(first: Photo | None) -> tuple[float, float, str]:
+def _center(first: Given) -> tuple[float, float, str]:
     """The patch to begin with."""
-    return (0, 0, FIRST) if first is None else (first.image.width / 2, first.image.height / 2, FIRST)
+    return (first.image.width / 2, first.image.height / 2, FIRST) if isinstance(first, Photo) else (0, 0, FIRST)
 
 
 def _controls(kind: Any) -> list[Any]:
@@ -453,20 +447,22 @@ def _controls(kind: Any) -> list[Any]:
     ]
 
 
-def _take_seed(first: Photo | None, kind: Any, seed: Any) -> tuple[Any, ...]:
+def _take_seed(first: Given, kind: Any, seed: Any) -> tuple[Any, ...]:
     return _shown(first), _show_view(first, kind, seed)
 
 
-def _take_first(first: Photo | None, kind: Any, seed: Any) -> tuple[Any, ...]:
+def _take_first(first: Given, kind: Any, seed: Any) -> tuple[Any, ...]:
+    warn_if_refused(first)
     return *_take_seed(first, kind, seed), *_center(first)
 
 
-def _take_kind(first: Photo | None, kind: Any, seed: Any) -> tuple[Any, ...]:
+def _take_kind(first: Given, kind: Any, seed: Any) -> tuple[Any, ...]:
     second = _show_view(first, kind, seed) if kind == VIEW else None
     return second, *_center(first), *_controls(kind)
 
 
-def _take_second(first: Photo | None, second: Photo | None) -> tuple[Any, ...]:
+def _take_second(first: Given, second: Given) -> tuple[Any, ...]:
+    warn_if_refused(second)
     return _shown(second), OWN, *_center(first), *_controls(OWN)
 
 
@@ -529,10 +525,10 @@ def matching_tab(
             info="Of patches of which each is the other's nearest, pairs that are less similar are left out.",
             elem_id="match-threshold",
         )
-    words = gr.Markdown(elem_id="match-summary")
+    words = gr.Markdown(label="In words", elem_id="match-summary")
     matched = _picture("Two photos, with lines between their matched patches", "matches")
     gr.Markdown(_SIMILARITY)
-    similar_words = gr.Markdown(elem_id="similarity-summary")
+    similar_words = gr.Markdown(label="In words", elem_id="similarity-summary")
     with gr.Row():
         pictures = [
             _picture(f"The {name} photo, with a patch or with similarities", f"similarity-{name}")
@@ -545,7 +541,7 @@ def matching_tab(
             which = gr.Radio([FIRST, SECOND], value=FIRST, label="of the photo", elem_id="match-which")
         similar_rows = gr.Dataframe(headers=SIMILARITY_HEADERS, label="Most similar patches", interactive=False)
         matched_rows = gr.Dataframe(headers=MATCH_HEADERS, label="Matched patches", interactive=False)
-    box = gr.JSON(visible=False)
+    box = gr.JSON(label="Box", visible=False)
 
     private: dict[str, Any] = {"api_visibility": "private"}
     runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "encoder"}
@@ -567,11 +563,9 @@ def matching_tab(
     step_in_browser: dict[str, Any] = {**private, "fn": None, "js": "() => []"}
 
     def follow(step: Any, tasks: Any) -> None:
-        for (function, inputs, outputs), num_pictures in tasks:
-            run = refusals_in_place(function, num_pictures)
-            step = step.success(run, inputs, outputs, **runs, **last)
+        for function, inputs, outputs in tasks:
+            step = step.success(refusals_in_place(function, outputs), inputs, outputs, **runs, **last)
 
-    matches, similarities = (to_match, 1), (to_compare, 2)
     opened = gr.State(False)
     tab.select(lambda: True, None, opened, **private)
     for step in (
@@ -580,7 +574,7 @@ def matching_tab(
         first.input(**step_in_browser),
     ):
         taken = step.success(_take_first, [first, kind, seed], [first, second, *place], **last)
-        follow(taken, [matches, similarities])
+        follow(taken, [to_match, to_compare])
     other_view.click(another_seed, seed, seed, **private)
     for changed in (
         seed.change(_take_seed, [first, kind, seed], [first, second], **last),
@@ -588,17 +582,17 @@ def matching_tab(
         second.input(_take_second, [first, second], [second, kind, *place, *controls], **last),
         switched.success(**step_in_browser),
     ):
-        follow(changed, [matches, similarities])
+        follow(changed, [to_match, to_compare])
     for changed in (
         mode.input(lambda mode: gr.Slider(visible=mode == ENCODER), mode, threshold, **last),
         threshold.input(**step_in_browser),
     ):
-        follow(changed, [matches])
-    follow(gr.on([x.submit, y.submit, which.input], **step_in_browser), [similarities])
+        follow(changed, [to_match])
+    follow(gr.on([x.submit, y.submit, which.input], **step_in_browser), [to_compare])
 
     def click(number: int | None, is_drawn: bool) -> Callable[..., tuple[float, float, str]]:
         def locate(
-            first: Photo | None, second: Photo | None, kind: Any, seed: Any, event: gr.EventData
+            first: Given, second: Given, kind: Any, seed: Any, event: gr.EventData
         ) -> Any:  # SelectData fails if a client sends none
             index = event._data.get("index") if isinstance(event._data, dict) else None
             return find_click(take_pair(first, second, kind, seed), index, number, is_drawn=is_drawn)
@@ -616,4 +610,4 @@ def matching_tab(
         clicked = picture.select(
             click(number, is_drawn), photos, place, **private, trigger_mode="multiple", concurrency_limit=1
         )
-        follow(clicked, [similarities])
+        follow(clicked, [to_compare])

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from io import BytesIO
 from pathlib import Path
@@ -56,7 +56,7 @@ class Page(gr.Blocks):
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, *args: Any, **kwargs: Any) -> list[Any]:
         is_one = len(block_fn.outputs) == 1
-        if not isinstance(predictions, dict):  # which are updates
+        if block_fn.outputs and not isinstance(predictions, dict):  # which are updates
             values = [predictions] if is_one else predictions
             pairs = zip(block_fn.outputs, values, strict=True)
             written = [value if block.stateful else await asyncio.to_thread(_write, value) for block, value in pairs]
@@ -87,25 +87,29 @@ def _write(value: Any) -> Any:
     return traverse(value, write, lambda part: isinstance(part, PIL.Image.Image))
 
 
-def refusals_in_place(function: Callable[..., Any], num_pictures: int) -> Callable[..., Any]:
+def refusals_in_place(function: Callable[..., Any], outputs: Sequence[gr.components.Component]) -> Callable[..., Any]:
     """
     For what happens by itself as a visitor goes on: what cannot be done is said in the place of the result, not in front of
     the page. And after an error, Gradio forgets what was asked for meanwhile.
 
     Args:
-        function (`Callable`): Returns pictures, words and rows of a table.
-        num_pictures (`int`): How many pictures.
+        function (`Callable`): What a function of the page does.
+        outputs (`Sequence[gradio.components.Component]`): Where its results are shown.
 
     Returns:
-        `Callable`: returns no pictures, why not, and no rows, if the function refuses.
+        `Callable`: the same; if the function refuses, its words are why, and its pictures and tables are empty.
     """
+
+    def without_result(output: gr.components.Component, message: str) -> Any:
+        return message if isinstance(output, gr.Markdown) else [] if isinstance(output, gr.Dataframe) else None
 
     @wraps(function)  # Gradio looks for a `gradio.Progress` among its arguments
     def run(*inputs: Any) -> Any:
         try:
             return function(*inputs)
         except gr.Error as error:
-            return *[None] * num_pictures, str(error.message), []
+            results = [without_result(output, str(error.message)) for output in outputs]
+            return results if len(results) > 1 else results[0]
 
     return run
 

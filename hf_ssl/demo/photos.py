@@ -45,9 +45,49 @@ class Photo:
     is_shown_upright: bool = True
 
 
+@dataclass(frozen=True)
+class RefusedPhoto:
+    """
+    In the place of a file that cannot be taken: the functions that need it refuse it, and the page goes on.
+
+    Args:
+        reason (`str`): Why not.
+    """
+
+    reason: str
+
+
+Given = Photo | RefusedPhoto | None
+
+
 def refusal(message: str) -> gr.Error:
     """An answer to something that cannot be done, which a visitor sees and a client gets."""
     return gr.Error(message, title=REFUSED, print_exception=False)
+
+
+def take_photo(given: Given, otherwise: str) -> Photo:
+    """
+    The photo of an input.
+
+    Args:
+        given ([`Photo`] or [`RefusedPhoto`], *optional*): What the input holds.
+        otherwise (`str`): What to say if it is empty.
+
+    Returns:
+        [`Photo`]
+
+    Raises:
+        `gradio.Error`: there is none, or it is refused.
+    """
+    if not isinstance(given, Photo):
+        raise refusal(otherwise if given is None else given.reason)
+    return given
+
+
+def warn_if_refused(given: Given) -> None:
+    """Tell a visitor in front of the page, once, that a file cannot be taken: on a phone, the results are out of sight."""
+    if isinstance(given, RefusedPhoto):
+        gr.Warning(given.reason)
 
 
 def read_photo(path: str | Path) -> Photo:
@@ -123,7 +163,7 @@ def _check_size(image: PIL.Image.Image) -> None:
 
 def photo_input(label: str, **options: Any) -> gr.Image:
     """
-    An input for a photo: upload, webcam or clipboard. Functions get a [`Photo`], or None. Only on a
+    An input for a photo: upload, webcam or clipboard. Functions get a [`Photo`], a [`RefusedPhoto`], or None. Only on a
     [`~hf_ssl.demo.page.Page`], which lets no files through but those that were uploaded.
 
     Args:
@@ -149,9 +189,12 @@ def photo_input(label: str, **options: Any) -> gr.Image:
     return component
 
 
-def _from_upload(payload: Any) -> Photo | None:
+def _from_upload(payload: Any) -> Given:
     if payload is None:
         return None
     if payload.path is None:
-        raise refusal("Upload the photo as a file.")
-    return read_photo(payload.path)
+        return RefusedPhoto("Upload the photo as a file.")
+    try:
+        return read_photo(payload.path)
+    except gr.Error as error:
+        return RefusedPhoto(str(error.message))

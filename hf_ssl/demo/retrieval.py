@@ -19,7 +19,7 @@ from ..figures import plot_similarities
 from .collection import Collection, Neighbors, nearest
 from .encoders import EncoderShelf, feature_of
 from .page import refusals_in_place
-from .photos import Photo, photo_input, refusal
+from .photos import Given, Photo, photo_input, refusal, take_photo, warn_if_refused
 
 
 MAX_NEIGHBORS = 24
@@ -59,13 +59,13 @@ def show_examples(collection: Collection, page: int) -> list[Picture]:
     return [(thumbnail(image), label or "") for image, label in examples]
 
 
-def check_query(collection: Collection, query: Photo | None, k: Any, label: Any) -> tuple[Photo, int, str | None]:
+def check_query(collection: Collection, query: Given, k: Any, label: Any) -> tuple[Photo, int, str | None]:
     """
     What a visitor asks for, if it can be done.
 
     Args:
         collection ([`Collection`]): The images.
-        query ([`Photo`], *optional*): The query.
+        query ([`Photo`] or [`RefusedPhoto`], *optional*): The query.
         k (`Any`): How many neighbors are wanted.
         label (`Any`): Name of the query's class, if it is known.
 
@@ -75,15 +75,14 @@ def check_query(collection: Collection, query: Photo | None, k: Any, label: Any)
     Raises:
         `gradio.Error`: it cannot be done.
     """
-    if query is None:
-        raise refusal("There is no query yet: pick an image, or upload one.")
+    photo = take_photo(query, "There is no query yet: pick an image, or upload one.")
     if isinstance(k, bool) or not isinstance(k, (int, float)) or k != k or not 1 <= k <= MAX_NEIGHBORS or k != int(k):
         raise refusal(f"The number of neighbors is a whole number from 1 to {MAX_NEIGHBORS}.")
     if label in (None, "", NO_CLASS):
         label = None
     elif label not in collection.classes:
         raise refusal(f"The collection {collection.name} has no class of this name: leave it out.")
-    return query, min(int(k), len(collection)), label
+    return photo, min(int(k), len(collection)), label
 
 
 def look(
@@ -143,7 +142,7 @@ def summary(collection: Collection, found: tuple[Neighbors, Neighbors], label: s
 def retrieve(
     shelf: EncoderShelf,
     collection: Collection,
-    query: Photo | None,
+    query: Given,
     k: Any,
     label: Any,
     encoder: Any,
@@ -155,7 +154,7 @@ def retrieve(
     Args:
         shelf ([`EncoderShelf`]): The encoders.
         collection ([`Collection`]): The images.
-        query ([`Photo`], *optional*): What the visitor shows.
+        query ([`Photo`] or [`RefusedPhoto`], *optional*): What the visitor shows.
         k (`Any`): How many neighbors are wanted.
         label (`Any`): Name of the query's class, if it is known.
         encoder (`Any`): Name of the encoder.
@@ -175,7 +174,7 @@ def retrieve(
 
 
 def similarity_bars(
-    shelf: EncoderShelf, collection: Collection, query: Photo | None, label: Any, encoder: Any
+    shelf: EncoderShelf, collection: Collection, query: Given, label: Any, encoder: Any
 ) -> PIL.Image.Image:
     """
     How similarity falls off from the nearest image to the farthest, as PatchMix's authors show similarities between
@@ -185,7 +184,7 @@ def similarity_bars(
     Args:
         shelf ([`EncoderShelf`]): The encoders.
         collection ([`Collection`]): The images.
-        query ([`Photo`], *optional*): What the visitor shows.
+        query ([`Photo`] or [`RefusedPhoto`], *optional*): What the visitor shows.
         label (`Any`): Name of the query's class, if it is known.
         encoder (`Any`): Name of the encoder.
 
@@ -270,19 +269,20 @@ def retrieval_tab(
             )
             k = gr.Slider(1, MAX_NEIGHBORS, value=8, step=1, label="Neighbors", elem_id="neighbors")
             gr.Markdown("Or pick one of these:")
-            examples = _gallery("examples", allow_preview=False)
+            examples = _gallery("examples", label="Examples", allow_preview=False)
             others = gr.Button("Other images", size="sm", elem_id="other-examples")
         with gr.Column(scale=5, min_width=320):
-            words = gr.Markdown(elem_id="retrieval-summary")
+            words = gr.Markdown(label="In words", elem_id="retrieval-summary")
             gr.Markdown("### As the trained encoder sees it")
-            trained = _gallery("trained")
+            trained = _gallery("trained", label="Neighbors, trained")
             gr.Markdown("### As the same network sees it, untrained")
-            untrained = _gallery("untrained")
+            untrained = _gallery("untrained", label="Neighbors, untrained")
             gr.Markdown(
                 "### Similarity between instances\nFrom the nearest image to the farthest, as cosines; what all images have "
                 "in common, the mean feature, is subtracted first, so that these are not the numbers above. Gray: untrained."
             )
             bars = gr.Image(
+                label="Bars",
                 show_label=False,
                 format="png",
                 buttons=["fullscreen"],
@@ -291,10 +291,12 @@ def retrieval_tab(
                 alt_text="Bars: cosine similarity of the query to images of falling rank, trained and untrained",
             )
             with gr.Accordion("Numbers", open=False):
-                numbers = gr.Dataframe(headers=HEADERS, interactive=False, elem_id="numbers")
+                numbers = gr.Dataframe(
+                    label="Numbers", show_label=False, headers=HEADERS, interactive=False, elem_id="numbers"
+                )
 
     def answer(
-        query: Photo | None,
+        query: Given,
         k: float,
         label: str | None,
         encoder: str | None,
@@ -303,14 +305,12 @@ def retrieval_tab(
         words = f"Looking at {len(collection):,} images, with and without training"
         return retrieve(shelf, collection, query, k, label, encoder, partial(progress, desc=words))
 
-    def chart(query: Photo | None, label: str | None, encoder: str | None) -> PIL.Image.Image:
+    def chart(query: Given, label: str | None, encoder: str | None) -> PIL.Image.Image:
         return similarity_bars(shelf, collection, query, label, encoder)
 
-    def chart_if_any(*asked: Any) -> PIL.Image.Image | None:
-        try:
-            return chart(*asked)
-        except gr.Error:  # the answer says why
-            return None
+    def take(query: Given) -> str:
+        warn_if_refused(query)
+        return NO_CLASS
 
     def turn(page: int) -> tuple[int, list[Picture]]:
         return page + 1, show_examples(collection, page + 1)
@@ -333,7 +333,7 @@ def retrieval_tab(
     others.click(turn, page, [page, examples], **private)
     # What the visitor brings has no class that we know.
     changes = [
-        query.input(lambda: NO_CLASS, None, label, **last),
+        query.input(take, query, label, **last),
         examples.select(pick, page, [query, label], **private, trigger_mode="multiple", concurrency_limit=1),
         demo.load(begin, None, [examples, query, label], **private),
         gr.on([label.input, k.input], **step_in_browser),
@@ -348,5 +348,5 @@ def retrieval_tab(
     charted: Any = (chart, [query, label, encoder], bars)
     gr.on([], *charted, **runs, api_name="similarity_bars", api_description=about)
     for change in changes:
-        step = change.success(refusals_in_place(answer, 2), asked, answered, **runs, **last)
-        step.success(chart_if_any, *charted[1:], **runs, **last)
+        step = change.success(refusals_in_place(answer, answered), asked, answered, **runs, **last)
+        step.success(refusals_in_place(chart, [bars]), *charted[1:], **runs, **last)

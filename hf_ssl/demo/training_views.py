@@ -25,9 +25,10 @@ from ..view_pictures import ViewPictures, picture_views
 from ..views import Draws
 from .collection import Collection
 from .drawing import draw_photo
-from .photos import Photo, refusal
+from .photos import Given, refusal, take_photo
 
 
+NO_PHOTO = "There is no photo yet: upload one, or take another example."
 MAX_SEED = 2**31 - 1
 _TAG = 18  # pixels: height of letters
 _FRAME = 6  # pixels
@@ -153,14 +154,14 @@ def another_seed(seed: Any) -> int:
 
 
 def show_training_views(
-    collection: Collection, photo: Photo | None, method: Any, seed: Any
+    collection: Collection, photo: Given, method: Any, seed: Any
 ) -> tuple[PIL.Image.Image, list[Picture], str]:
     """
     What a method would be trained on, had it this photo.
 
     Args:
         collection ([`Collection`]): Has the images that the photo is mixed with, where a method mixes images.
-        photo ([`Photo`], *optional*): What the visitor shows.
+        photo ([`Photo`] or [`RefusedPhoto`], *optional*): What the visitor shows.
         method (`Any`): Name of the method.
         seed (`Any`): Other seeds give other views.
 
@@ -171,8 +172,7 @@ def show_training_views(
     Raises:
         `gradio.Error`: it cannot be done.
     """
-    if photo is None:
-        raise refusal("There is no photo yet: upload one.")
+    taken = take_photo(photo, NO_PHOTO)
     if not isinstance(method, str) or method not in METHODS:
         raise refusal(f"The method is one of {', '.join(METHODS)}.")
     if isinstance(seed, bool) or not isinstance(seed, (int, float)) or not 0 <= seed <= MAX_SEED or seed != int(seed):
@@ -180,7 +180,7 @@ def show_training_views(
     views = method_views(method, int(seed))
     num_others = getattr(views, "min_batch_size", 1) - 1
     places = np.random.default_rng(int(seed)).integers(len(collection), size=num_others).tolist()
-    photos = [photo.image, *map(collection.image, places)]
+    photos = [taken.image, *map(collection.image, places)]
     pictures = picture_photos(views, photos, int(seed))
     words = f"{get_method(method).summary} Frames have the color of their box in the photo; ↔: mirrored."
     if len(pictures.views) > pictures.boxes.shape[1]:

@@ -67,7 +67,21 @@ def page(browser: Browser, shown: Demo, request: pytest.FixtureRequest) -> Itera
     page.goto(shown.url)
     yield page
     context.close()
+    forgive_gradio(errors, shown)
     assert not errors
+
+
+def forgive_gradio(errors: list[str], demo: Demo) -> None:
+    """
+    While a function changes an input whose webcam is chosen, Gradio asks for the progress of an upload without an id. The
+    server knows of none after 3 seconds; the browser prints that, and so does Gradio. Nothing else is forgiven.
+    """
+    asked = f"404 {demo.url}/gradio_api/upload_progress?upload_id="
+    printed = ["Failed to load resource: the server responded with a status of 404 (Not Found)", "Response"]
+    for _ in range(errors.count(asked)):
+        for line in (asked, *printed):
+            if line in errors:
+                errors.remove(line)
 
 
 def is_local(url: str, demo: Demo) -> bool:
@@ -154,6 +168,7 @@ def test_number_of_neighbors_and_other_examples(page):
 
 
 def test_a_neighbor_is_looked_at_closely(page):
+    """Its picture is larger than the tile was, and no edge of the gallery cuts it off."""
     wait_for_neighbors(page, 8)
     tile = page.locator("#trained .grid-container button").first
     small = tile.bounding_box()
@@ -161,32 +176,49 @@ def test_a_neighbor_is_looked_at_closely(page):
     picture = page.locator("#trained .preview img").first
     expect(picture).to_be_visible()
     page.wait_for_timeout(500)  # it grows
-    large = picture.bounding_box()
+    large, gallery = picture.bounding_box(), page.locator("#trained").bounding_box()
     assert min(large["width"], large["height"]) > 2 * max(small["width"], small["height"])
+    for start, length in (("x", "width"), ("y", "height")):
+        assert gallery[start] <= large[start]
+        assert large[start] + large[length] <= gallery[start] + gallery[length]
+    page.locator("#trained").get_by_label("Close").click()
+    expect(picture).to_be_hidden()
+    tile.click()
+    expect(picture).to_be_visible()
     page.keyboard.press("Escape")
-    wait_for_neighbors(page, 8)
+    expect(picture).to_be_hidden()
+    expect(tile).to_be_visible()
 
 
 def test_query_is_taken_away(page):
     """Which is no mistake: another one will come."""
     wait_for_neighbors(page, 8)
-    page.locator("#query button[aria-label='Clear'], #query button[aria-label='Remove Image']").first.click()
+    page.locator("#query").get_by_label("Remove Image").click()
     expect(page.locator("#retrieval-summary")).to_contain_text("There is no query yet")
+    for gallery in ("trained", "untrained"):
+        expect(page.locator(f"#{gallery} img")).to_have_count(0)
     expect(page.locator("#bars img")).to_have_count(0)
     expect(page.locator(".toast-body")).to_have_count(0)
 
 
+def take_photo(page: Page, name: str, words: Locator) -> None:
+    """Take a photo with the camera, in the place of what is there; `words` tell that it is gone."""
+    photo = page.locator(f"#{name}")
+    photo.get_by_label("Capture from camera").click()
+    expect(words).to_contain_text("There is no")
+    photo.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function(f"document.querySelector('#{name} video').videoWidth > 0")  # before, there is no picture
+    photo.get_by_label("capture photo").click()
+
+
 def test_query_is_taken_with_the_camera(page):
     wait_for_neighbors(page, 8)
-    page.locator("#query button[aria-label='Clear'], #query button[aria-label='Remove Image']").first.click()
-    page.locator("#query").get_by_label("Capture from camera").click()
-    page.locator("#query").get_by_text("Click to Access Webcam").click()
-    page.wait_for_function("document.querySelector('#query video').videoWidth > 0")
-    page.wait_for_timeout(1000)
-    page.locator("#query").get_by_label("capture photo").click()
-    expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
-    expect(page.locator("#query img").first).to_be_visible()
-    page.wait_for_timeout(1000)
+    words = page.locator("#retrieval-summary")
+    take_photo(page, "query", words)
+    expect(words).to_have_text("The nearest of 20 images of photos.")
+    expect(page.locator("#query img")).to_be_visible()
+    expect(page.locator("#query-class input")).to_have_value("unknown")
+    wait_for_neighbors(page, 8)
 
 
 def test_encoder_is_switched(page):
@@ -207,13 +239,41 @@ def test_encoder_is_switched(page):
     ],
 )
 def test_what_is_no_photo_is_told(page, tmp_path, content, message):
+    """In front of the page, once, and where neighbors would be; those of the query before are gone."""
     wait_for_neighbors(page, 8)
     (tmp_path / "photo.png").write_bytes(content)
     upload(page, "query", tmp_path / "photo.png")
-    expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(message)
+    expect(page.locator("#retrieval-summary")).to_contain_text(message)
+    for place in ("trained", "untrained", "bars"):
+        expect(page.locator(f"#{place} img")).to_have_count(0)
+    expect(page.locator(".toast-body")).to_have_count(1)
+    expect(page.locator(".toast-body")).to_contain_text(message)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
     upload(page, "query", tmp_path / "good.png")
     expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
+    wait_for_neighbors(page, 8)
+
+
+def test_a_refused_photo_in_the_other_tabs(page, tmp_path):
+    message = "a side may be at most 20 times the other"
+    Image.new("RGB", (5000, 3), "red").save(tmp_path / "ribbon.png")
+    open_matching(page)
+    upload(page, "match-first", tmp_path / "ribbon.png")
+    for words in ("match-summary", "similarity-summary"):
+        expect(page.locator(f"#{words}")).to_contain_text(message)
+    for place in ("match-second", "matches", "similarity-first", "similarity-second"):
+        expect(page.locator(f"#{place} img")).to_have_count(0)
+    expect(page.locator(".toast-body")).to_have_count(1)
+    page.locator(".toast-close").click()
+
+    page.get_by_role("tab", name="Look inside").click()
+    expect(page.locator("#heads .grid-container img")).to_have_count(4)
+    upload(page, "inside-photo", tmp_path / "ribbon.png")
+    for words in ("about-heads", "about-patch-colors", "about-views"):
+        expect(page.locator(f"#{words}")).to_contain_text(message)
+    for place in ("heads", "patch-colors", "boxes", "views"):
+        expect(page.locator(f"#{place} img")).to_have_count(0)
+    expect(page.locator(".toast-body")).to_have_count(1)
 
 
 def test_unknown_encoder_is_told(page):
@@ -312,6 +372,16 @@ def test_match_of_a_view_and_of_two_photos(page, photos):
     page.keyboard.press("End")
     expect(page.locator("#match-threshold input[type=number]")).to_have_value("1")
     expect(summary).to_contain_text("1.00")
+
+
+def test_photos_to_match_are_taken_with_the_camera(page):
+    open_matching(page)
+    words = page.locator("#similarity-summary")
+    for name in ("match-first", "match-second"):
+        take_photo(page, name, words)
+        expect(words).to_contain_text("The patch at")
+    expect(page.locator("#match-kind").get_by_label("a photo of your own")).to_be_checked()
+    expect(page.locator("#match-summary")).to_contain_text("pairs of patches")
 
 
 def click_into(picture: Locator, size: tuple[int, int], place: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from hf_ssl.demo import EncoderShelf
 from hf_ssl.demo.encoders import encoder_input
 from hf_ssl.demo.inside import inside_tab, show_attention, show_patch_colors
 from hf_ssl.demo.page import Page
-from hf_ssl.demo.photos import Photo
+from hf_ssl.demo.photos import Photo, RefusedPhoto
 from hf_ssl.hub import evaluation_processor, export_run
 from hf_ssl.hub.export import save_published
 
@@ -293,15 +293,19 @@ def test_endpoints(page):
     assert [len(endpoint["returns"]) for endpoint in named.values()] == [2, 2, 3]
 
 
-def test_the_page_shows_nothing_without_a_photo(page):
-    """Where a client is refused, a visitor has only taken the photo away."""
-    for name, num_outputs in (("attention", 2), ("patch_colors", 2), ("training_views", 3)):
+@pytest.mark.parametrize(
+    ("photo", "message"), [(None, "There is no photo yet"), (RefusedPhoto("It is a mess."), "It is a mess")]
+)
+def test_the_page_says_in_place_what_is_missing(page, photo, message):
+    """Where a client is refused, a visitor has only taken the photo away, or will choose another one."""
+    for name, num_pictures in (("attention", 1), ("patch_colors", 1), ("training_views", 2)):
         (public,) = (block_fn for block_fn in page.fns.values() if block_fn.api_name == name)
         same = [one for one in page.fns.values() if one.outputs == public.outputs and one is not public]
-        values = [None, *(component.value for component in public.inputs[1:])]
+        others = [component.value for component in public.inputs[1:]]
         assert len(same) >= 4  # a change of inputs, another encoder, the first example, another one
         for block_fn in same:
-            assert block_fn.fn(*values) == [None] * num_outputs
-        with pytest.raises(gr.Error, match="There is no photo yet"):
-            public.fn(*values)
-        assert same[0].fn(PHOTO, *values[1:]) == public.fn(PHOTO, *values[1:])
+            *pictures, words = block_fn.fn(photo, *others)
+            assert pictures == [None] * num_pictures and message in words
+        with pytest.raises(gr.Error, match=message):
+            public.fn(photo, *others)
+        assert same[0].fn(PHOTO, *others) == public.fn(PHOTO, *others)

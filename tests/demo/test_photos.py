@@ -6,12 +6,13 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.data_classes import ImageData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from hf_ssl.demo import photos
-from hf_ssl.demo.photos import Photo, read_photo
+from hf_ssl.demo.photos import Photo, RefusedPhoto, photo_input, read_photo, take_photo
 
 from .test_hostile import REFUSED_FILES, TAKEN, saved, upright
 
@@ -65,6 +66,21 @@ def test_transparent_pixels_are_white(tmp_path, mode):
     image.convert(mode).save(tmp_path / "photo.png")
     pixels = np.asarray(read_photo(tmp_path / "photo.png").image)
     assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == 0).all()
+
+
+def test_inputs(tmp_path):
+    """They raise nothing: what cannot be taken is refused by what needs it."""
+    with gr.Blocks():
+        photo = photo_input("Photo")
+    given = [
+        photo.preprocess(ImageData(path=str(write(tmp_path / name, content))))
+        for name, content in (("good.png", saved(upright(), "PNG")), ("bad.png", b""))
+    ]
+    assert take_photo(given[0], "None.").image.size == upright().size
+    assert given[1] == RefusedPhoto("The file is empty. Choose another one.")
+    for nothing, words in ((given[1], "The file is empty"), (photo.preprocess(None), "There is none.")):
+        with pytest.raises(gr.Error, match=words):
+            take_photo(nothing, "There is none.")
 
 
 def test_limits(tmp_path, monkeypatch):
