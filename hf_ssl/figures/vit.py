@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import ViTModel
@@ -14,12 +16,15 @@ from .common import new_figure, save
 
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
     from torch import Tensor
     from torch.nn import Module
 
 
 NUM_FILTERS = 28
 _MAX_PLACES = 8  # on a side; of larger grids, every so many
+_SIDE = 0.9  # of an image in a grid; the rest is between it and the next
 
 
 def draw_vit(encoder: Module, folder: Path) -> dict[str, str]:
@@ -67,13 +72,10 @@ def plot_position_similarity(table: Tensor, path: str | Path) -> None:
     shown = range(0, side, ceil(side / _MAX_PLACES))
     figure = new_figure(7.4, 6.8)
     figure.set_layout_engine("constrained")
-    grid = figure.subplots(len(shown), len(shown), squeeze=False)
-    for row, line in zip(shown, grid, strict=True):
-        for column, axes in zip(shown, line, strict=True):
-            image = axes.imshow(similarity[row, column], vmin=-1, vmax=1, cmap="viridis")
-            axes.set_xticks([])
-            axes.set_yticks([])
-    figure.colorbar(image, ax=grid, label="cosine similarity", shrink=0.8)
+    axes = figure.add_subplot()
+    maps = [similarity[row, column] for row in shown for column in shown]
+    image = _draw_grid(axes, maps, columns=len(shown), vmin=-1, vmax=1, cmap="viridis")
+    figure.colorbar(image, ax=axes, label="cosine similarity", shrink=0.8)
     figure.suptitle("position embedding of each patch, compared with all others", fontsize=13)
     save(figure, path)
 
@@ -96,13 +98,20 @@ def plot_patch_filters(weight: Tensor, path: str | Path) -> None:
     columns = 7
     figure = new_figure(7.4, 0.5 + 1.05 * ceil(len(images) / columns))
     figure.set_layout_engine("constrained")
-    grid = figure.subplots(ceil(len(images) / columns), columns, squeeze=False)
-    for i, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if i < len(images):
-            axes.imshow(images[i], interpolation="nearest")
+    _draw_grid(figure.add_subplot(), images, columns=columns)
     figure.suptitle("principal components of the patch filters", fontsize=13)
     save(figure, path)
+
+
+def _draw_grid(axes: Axes, images: Iterable[np.ndarray], columns: int, **options: Any) -> AxesImage:
+    """Draws small images in rows, all into one pair of axes, as axes take longer to draw than images; returns the last."""
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        place = (column, column + _SIDE, row + _SIDE, row)
+        drawn = axes.imshow(image, extent=place, interpolation="nearest", **options)
+    axes.set(xlim=(0, columns - 1 + _SIDE), ylim=(row + _SIDE, 0))
+    axes.set_axis_off()
+    return drawn
 
 
 def filter_components(weight: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ def test_encoder_is_switched(page):
     ("content", "message"),
     [
         (b"not a photo", "The file cannot be read as a photo"),
-        (b"", "The file is empty"),
+        slow(b"", "The file is empty"),
     ],
 )
 def test_what_is_no_photo_is_told(page, tmp_path, content, message):
@@ -287,7 +287,7 @@ def test_unknown_encoder_is_told(page):
 # ---- on a phone, in the dark ----
 
 
-@pytest.mark.parametrize("page", [(PHONE, "light"), (PHONE, "dark"), (DESKTOP, "dark")], indirect=True)
+@pytest.mark.parametrize("page", [(PHONE, "dark"), slow((PHONE, "light")), slow((DESKTOP, "dark"))], indirect=True)
 def test_page_fits(page):
     """No tab is wider than the window, and text is lighter than what is behind it in the dark."""
     wait_for_neighbors(page, 8)
@@ -374,6 +374,7 @@ def test_match_of_a_view_and_of_two_photos(page, photos):
     expect(summary).to_contain_text("1.00")
 
 
+@pytest.mark.slow
 def test_photos_to_match_are_taken_with_the_camera(page):
     open_matching(page)
     words = page.locator("#similarity-summary")

@@ -24,6 +24,7 @@ from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 
 from ..device import DEVICE
+from ..marks import slow
 from ..processes import run_ranks
 from ..training.common import IMAGES, make_backbone, outcome
 
@@ -285,7 +286,7 @@ def run(folder, augment, batch_size):
     return result
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [slow(False), True])
 def test_two_processes_equal_one(tmp_path, augment):
     one = run(tmp_path / "one", augment, 8)
     two = run_ranks(run, 2, tmp_path / "two", augment, 4)

@@ -18,7 +18,6 @@ from hf_ssl.evaluation import AccuracyMonitor, LossMonitor
 from hf_ssl.models.relvit import RelViTViews, RelViTViewsConfig
 from hf_ssl.models.relvit.views_relvit import mega_patches
 
-from ..marks import slow
 from ..processes import run_ranks
 from ..training.common import make_backbone, make_model
 from .test_classification import IMAGES, LABELS, PROCESSOR, make_classifier
@@ -142,10 +141,11 @@ RUN += ["--knn_bank_samples", "50", "--knn_query_samples", "20", "--max_train_sa
 RUN += ["--validation_samples", "50", "--load_best_model_at_end", "true"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "name", "values", "best"),
     [
-        slow("upstream", "validation_loss", [9.0, 3.0, 1.0, 2.0], 4),
+        ("upstream", "validation_loss", [9.0, 3.0, 1.0, 2.0], 4),
         ("joint", "validation_accuracy_classification", [9.0, 3.0, 20.0, 10.0], 4),
     ],
 )

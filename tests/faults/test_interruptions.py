@@ -31,7 +31,7 @@ def checkpoints(folder):
     ("setting", "place", "left"),
     [
         ("stock", step_begin, ["checkpoint-8"]),
-        ("trunk", after_optimizer, ["checkpoint-4"]),
+        slow("trunk", after_optimizer, ["checkpoint-4"]),
         slow("stock", after_optimizer, ["checkpoint-4"]),
         ("trunk bf16", in_monitor, ["checkpoint-4"]),
         ("stock fp32", writing_tensors, ["checkpoint-4"]),
@@ -39,7 +39,7 @@ def checkpoints(folder):
         ("stock fp32", rotating, ["checkpoint-4", "checkpoint-8"]),
         slow("patchmix", after_optimizer, ["checkpoint-4"]),
         slow("pw_self", after_optimizer, ["checkpoint-4"]),  # in the middle of an epoch, with a center
-        ("aps", step_begin, ["checkpoint-6"]),  # in the middle of the steps of a batch
+        slow("aps", step_begin, ["checkpoint-6"]),  # in the middle of the steps of a batch
     ],
 )
 def test_kill(tmp_path, whole, setting, place, left):
@@ -57,10 +57,10 @@ def test_kill(tmp_path, whole, setting, place, left):
         ("trunk", step_begin, interrupt, 9),
         slow("aps", step_begin, interrupt, 9),
         slow("stock", after_optimizer, terminate, 8),
-        ("trunk bf16", in_monitor, terminate, 8),
+        slow("trunk bf16", in_monitor, terminate, 8),
         slow("stock fp32", step_end, interrupt, 8),
         ("trunk", flushing, interrupt, 9),
-        ("stock", last_of_epoch, terminate, 10),
+        slow("stock", last_of_epoch, terminate, 10),
         ("stock", step_begin, terminate_group, 9),
     ],
 )

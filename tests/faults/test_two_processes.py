@@ -9,6 +9,7 @@ import pytest
 
 from hf_ssl.checkpoints import last_whole_checkpoint
 
+from ..marks import slow
 from ..processes import run_ranks, start_ranks
 from .runs import interrupt, kill, run, step_begin, terminate, writing_tensors
 
@@ -32,7 +33,7 @@ def whole_of_two(tmp_path_factory):
     return run_ranks(run_rank, 2, str(tmp_path_factory.mktemp("two")), "stock fp32", False, None, None, ())
 
 
-@pytest.mark.parametrize(("place", "hit", "last"), [(step_begin, 1, 8), (writing_tensors, 0, 4)])
+@pytest.mark.parametrize(("place", "hit", "last"), [slow(step_begin, 1, 8), (writing_tensors, 0, 4)])
 def test_one_of_two_is_killed(tmp_path, whole_of_two, place, hit, last):
     """The other one does not wait for it."""
     ranks = start_ranks(run_rank, 2, str(tmp_path), "stock fp32", False, place, kill, (hit,))
@@ -46,7 +47,7 @@ def test_one_of_two_is_killed(tmp_path, whole_of_two, place, hit, last):
     assert run_ranks(run_rank, 2, str(tmp_path), "stock fp32", True, None, None, ()) == whole_of_two
 
 
-@pytest.mark.parametrize(("action", "hit"), [(terminate, (0, 1)), (interrupt, (1,))])
+@pytest.mark.parametrize(("action", "hit"), [(terminate, (0, 1)), slow(interrupt, (1,))])
 def test_two_are_stopped(tmp_path, whole_of_two, action, hit):
     """Also if the signal reaches only one of them, both stop after the same step."""
     ranks = start_ranks(run_rank, 2, str(tmp_path), "stock fp32", False, step_begin, action, hit)

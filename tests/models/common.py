@@ -250,8 +250,9 @@ class SSLModelTester:
                 parameter.add_(1.0)
         assert all(torch.equal(expected[name], tensor) for name, tensor in model.state_dict().items())
 
+    @pytest.mark.slow
     def test_export_without_the_library(self, model, tmp_path):
-        """A process that never imports hf_ssl gets the same features."""
+        """A process that never imports hf_ssl gets the same features; in one for all: `tests/hub/test_transformers_4.py`."""
         encoder = model.export_encoder()
         encoder.save_pretrained(tmp_path)
         pixel_values = self.photos(encoder)

@@ -491,6 +491,7 @@ def test_export_of_classes_without_names():
     assert published.config.id2label == {0: "0", 1: "1", 2: "2"} and published.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_export_without_the_library(tmp_path):
     """A process that never imports hf_ssl gets the same answers, and the names of the classes; timm loads its own models."""
     expected = {}

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModel
 from hf_ssl.hub import evaluation_processor, export_run
 
 from ..data.miniatures import make_copydays
+from ..marks import slow
 from ..models.test_patchmix import perturb
 from ..processes import run_ranks
 from .common import make_patchmix
@@ -103,7 +104,7 @@ def names_of(folder):
 # ---- Copydays ----
 
 
-@pytest.mark.parametrize("whitening", [None, "second moments", "covariance"])
+@pytest.mark.parametrize("whitening", [None, slow("second moments"), "covariance"])
 def test_numbers_are_those_of_the_protocol(whitening, copydays, model, detect, tmp_path):
     flags, whiten = [], None
     if whitening:
@@ -240,6 +241,7 @@ def on_a_rank(folder, model, copydays):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_two_processes(copydays, model, detect, tmp_path):
     run_ranks(on_a_rank, 2, str(tmp_path / "two"), str(model), str(copydays))
     results = json.loads((tmp_path / "two" / "report" / "all_results.json").read_text())

@@ -303,7 +303,7 @@ def test_missing_packages(run_folder, monkeypatch):
             lambda images: {"pooler_output": torch.stack([image.flatten() for image in images])},
             "cannot follow its code for batches of any size.*conflicts",
         ),
-        (lambda images: {"pooler_output": torch.linalg.svdvals(images[:, 0])}, "ONNX lacks an operation.*svd"),
+        slow(lambda images: {"pooler_output": torch.linalg.svdvals(images[:, 0])}, "ONNX lacks an operation.*svd"),
     ],
     ids=["random", "fixed batch", "no ONNX"],
 )
@@ -319,6 +319,7 @@ def test_what_cannot_be_exported(compute, message, tmp_path):
     assert files_in(tmp_path) == ["model.onnx"] and (tmp_path / "model.onnx").read_text() == "earlier"
 
 
+@pytest.mark.slow
 def test_large_models(tmp_path, monkeypatch):
     """Weights beyond what fits into one file lie beside it."""
     from torch.onnx._internal.exporter import _onnx_program

@@ -25,6 +25,7 @@ from hf_ssl.trainer import SSLTrainer
 from hf_ssl.training_args import SSLTrainingArguments
 from hf_ssl.views import View
 
+from ..marks import slow
 from ..processes import run_ranks
 from .common import IMAGES, make_backbone, outcome
 from .test_finetune import finetune, history_of, results_of
@@ -184,6 +185,7 @@ def test_evaluation_only_measures_what_was_published(whole, tmp_path, monkeypatc
     }
 
 
+@pytest.mark.slow
 def test_weights_in_the_place_of_their_average(tmp_path, monkeypatch):
     flags = ["--encoder", "student", "--num_train_epochs", "1", "--output_dir", tmp_path / "run"]
     finetune(monkeypatch, "--model", "none", *EVERYTHING, *flags)
@@ -234,7 +236,7 @@ def train_rank(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
     return train(folder, **settings)
 
 
-@pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("mixing", [slow(False), True])
 def test_two_processes(tmp_path, mixing):
     """They end with the same weights, and without mixing, which each does in its own batch, with those of one process."""
     settings = {"mixing": mixing, "per_device_train_batch_size": 4}

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
-from hf_ssl import RelViTConfig, RelViTForPreTraining
+from hf_ssl import RelViTConfig, RelViTForPreTraining, cli
 from hf_ssl.arguments import PretrainArguments, build_config, flat_values, parse_with_recipe, read_recipe
 from hf_ssl.evaluation import pool_features
 from hf_ssl.hub import evaluation_processor, export_run
@@ -184,6 +184,7 @@ def test_photos_without_labels(unlabeled, tmp_path, monkeypatch):
     AutoModel.from_pretrained(output)
 
 
+@pytest.mark.slow
 def test_photos_without_labels_in_a_run_that_logs_nothing(unlabeled, tmp_path, monkeypatch):
     output = tmp_path / "run"
     flags = ["--max_steps", "2", "--logging_steps", "10", "--eval_steps", "2"]
@@ -276,6 +277,7 @@ def test_pw_self(photos, tmp_path, monkeypatch, geometry):
     assert "of the projections of a few images" in card and str(tmp_path) not in card
 
 
+@pytest.mark.slow
 def test_joint_mode(tmp_path, monkeypatch):
     pretrain(monkeypatch, *SHORT, "--mode", "joint", "--output_dir", tmp_path / "run")
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
@@ -334,6 +336,7 @@ def test_output_folder_is_used_again(unlabeled, tmp_path, monkeypatch):
     assert not [name for name in results_of(folder) if name.startswith("knn_top")]
 
 
+@pytest.mark.slow
 def test_dataset_in_the_home_folder(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     pretrain(monkeypatch, "--dataset", "~/photos", "--output_dir", tmp_path / "run", *TINY, *SHORT)
@@ -391,6 +394,7 @@ def test_unknown_backbone(tmp_path, monkeypatch, backbone, message):
         pretrain(monkeypatch, "--backbone", backbone, "--output_dir", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_mega_patches(tmp_path, monkeypatch):
     pretrain(monkeypatch, *SHORT, "--mega_patches", "3", "--output_dir", tmp_path / "run")
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
@@ -398,6 +402,7 @@ def test_mega_patches(tmp_path, monkeypatch):
     assert AutoModel.from_pretrained(tmp_path / "run").config.image_size == 16
 
 
+@pytest.mark.slow
 def test_bfloat16(tmp_path, monkeypatch):
     pretrain(monkeypatch, *TINY, *SHORT, "--bf16", "true", "--output_dir", tmp_path / "run")
     assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
@@ -473,14 +478,16 @@ def test_recipe_of_a_dataset():
 # ---- the other way in ----
 
 
-def test_console_script(tmp_path):
-    command = [sys.executable, "-c", "from hf_ssl.cli import main; main()"]
-    usage = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert usage.returncode == 2 and "pretrain" in usage.stdout and "convert" in usage.stdout
-    helped = subprocess.run([*command, "pretrain", "--help"], capture_output=True, text=True, cwd=tmp_path)
-    assert (
-        helped.returncode == 0 and "--patch_augmentation" in helped.stdout and "--max_train_samples" in helped.stdout
-    )
+def test_console_script(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["hf-ssl"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    usage = capsys.readouterr().out
+    assert all(name in usage for name in ("pretrain", "convert", "demo"))
+    command = [sys.executable, "-c", "from hf_ssl.cli import main; main()", "pretrain", "--help"]
+    helped = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert helped.returncode == 0, helped.stderr
+    assert "--patch_augmentation" in helped.stdout and "--max_train_samples" in helped.stdout
 
 
 def test_convert(tmp_path, monkeypatch, capsys):

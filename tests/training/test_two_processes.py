@@ -87,7 +87,7 @@ def assert_equal_runs(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["relvit", "patchmix", "isl", *map(slow, ["swin", "t2t", "timm", "contrastive", "aps", "pw_self"])]
+    "kind", ["relvit", "isl", *map(slow, ["patchmix", "swin", "t2t", "timm", "contrastive", "aps", "pw_self"])]
 )
 def test_two_processes_equal_one(tmp_path, kind):
     """Stochastic depth is drawn for each image, batch statistics and negatives come from all processes."""
