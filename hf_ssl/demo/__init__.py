@@ -6,6 +6,9 @@ from . import folders  # before gradio is imported, which is told where files ar
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# After each answer, Gradio would sum up the last 10,000 in pandas, for its page /monitoring: longer and longer.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1000")
 
 try:
     import gradio  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -96,6 +97,7 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
         `Any`: what `gradio.Blocks.launch` does.
     """
     _give_memory_back()
+    os.environ.setdefault("MPLBACKEND", "agg")  # Gradio asks which; matplotlib would import pyplot to find one
     return demo.launch(
         share=False,
         ssr_mode=False,

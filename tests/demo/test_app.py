@@ -21,6 +21,13 @@ def test_endpoints(page):
         *("/attention", "/patch_colors", "/training_views"),
     }
     assert all(event["description"] for event in named.values())
+    results = [result["label"] for event in named.values() for result in event["returns"]]
+    assert results and not any(label.startswith("value_") for label in results), "results have names"
+
+
+def test_answers_are_not_summed_up_each_time(page):
+    """Gradio would, in a table that grows; what tells it otherwise are environment variables."""
+    assert page._queue.ANAYLTICS_CACHE_FREQUENCY == page._queue.ANALYTICS_MAX_EVENTS == 1000
 
 
 def test_functions_that_wait(page):
