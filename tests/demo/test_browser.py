@@ -243,37 +243,47 @@ def test_what_is_no_photo_is_told(page, tmp_path, content, message):
     wait_for_neighbors(page, 8)
     (tmp_path / "photo.png").write_bytes(content)
     upload(page, "query", tmp_path / "photo.png")
+    expect(page.locator(".toast-body")).to_contain_text(message)
     expect(page.locator("#retrieval-summary")).to_contain_text(message)
     for place in ("trained", "untrained", "bars"):
         expect(page.locator(f"#{place} img")).to_have_count(0)
-    expect(page.locator(".toast-body")).to_have_count(1)
-    expect(page.locator(".toast-body")).to_contain_text(message)
+    assert page.locator(".toast-body").count() <= 1  # it goes after ten seconds
     Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
     upload(page, "query", tmp_path / "good.png")
     expect(page.locator("#retrieval-summary")).to_have_text("The nearest of 20 images of photos.")
     wait_for_neighbors(page, 8)
 
 
-def test_a_refused_photo_in_the_other_tabs(page, tmp_path):
+@pytest.mark.parametrize(
+    ("tab", "photo", "words", "pictures"),
+    [
+        (
+            "Patch matching",
+            "match-first",
+            ["match-summary", "similarity-summary"],
+            ["match-second", "matches", "similarity-first", "similarity-second"],
+        ),
+        (
+            "Look inside",
+            "inside-photo",
+            ["about-heads", "about-patch-colors", "about-views"],
+            ["heads", "patch-colors", "boxes", "views"],
+        ),
+    ],
+)
+def test_a_refused_photo_in_the_other_tabs(page, tmp_path, tab, photo, words, pictures):
     message = "a side may be at most 20 times the other"
     Image.new("RGB", (5000, 3), "red").save(tmp_path / "ribbon.png")
-    open_matching(page)
-    upload(page, "match-first", tmp_path / "ribbon.png")
-    for words in ("match-summary", "similarity-summary"):
-        expect(page.locator(f"#{words}")).to_contain_text(message)
-    for place in ("match-second", "matches", "similarity-first", "similarity-second"):
+    page.get_by_role("tab", name=tab).click()
+    for place in pictures:
+        expect(page.locator(f"#{place} img").first).to_be_attached()
+    upload(page, photo, tmp_path / "ribbon.png")
+    expect(page.locator(".toast-body")).to_contain_text(message)
+    for place in words:
+        expect(page.locator(f"#{place}")).to_contain_text(message)
+    for place in pictures:
         expect(page.locator(f"#{place} img")).to_have_count(0)
-    expect(page.locator(".toast-body")).to_have_count(1)
-    page.locator(".toast-close").click()
-
-    page.get_by_role("tab", name="Look inside").click()
-    expect(page.locator("#heads .grid-container img")).to_have_count(4)
-    upload(page, "inside-photo", tmp_path / "ribbon.png")
-    for words in ("about-heads", "about-patch-colors", "about-views"):
-        expect(page.locator(f"#{words}")).to_contain_text(message)
-    for place in ("heads", "patch-colors", "boxes", "views"):
-        expect(page.locator(f"#{place} img")).to_have_count(0)
-    expect(page.locator(".toast-body")).to_have_count(1)
+    assert page.locator(".toast-body").count() <= 1  # it goes after ten seconds
 
 
 def test_unknown_encoder_is_told(page):
