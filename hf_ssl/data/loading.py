@@ -169,7 +169,7 @@ def load_image_data(
     )
 
 
-@cache
+@cache  # images are encoded, which scripts that load them again need not wait for
 def _load_digits() -> dict[str, Dataset]:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)

@@ -57,7 +57,7 @@ class RefusedPhoto:
     reason: str
 
 
-Given = Photo | RefusedPhoto | None
+Given = Photo | RefusedPhoto | None  # what a function gets of an input
 
 
 def refusal(message: str) -> gr.Error:

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 
 FORK = """
 import os, sys
@@ -27,7 +25,6 @@ sys.exit(os.waitpid(child, 0)[1])
 """
 
 
-@pytest.mark.slow
 def test_list_of_threads_is_not_being_changed_in_a_fork():
     """The parent takes the list's lock right before it forks, once; a child of CPython 3.11 would wait for it forever."""
     assert subprocess.run([sys.executable, "-c", FORK], env=os.environ, timeout=120).returncode == 0

@@ -272,7 +272,6 @@ def on_a_full_disk(folder):
     return error.value.errno, left, (rows - expected).abs().max().item()
 
 
-@pytest.mark.slow
 def test_full_disk(tmp_path):
     """The run stops before it computes, leaves no file that looks whole, and can be repeated."""
     result = Running(on_a_full_disk, str(tmp_path)).result()

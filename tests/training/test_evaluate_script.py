@@ -174,7 +174,6 @@ def test_fewer_images_than_neighbors(again, tmp_path, caplog):
     assert "--k 20 is left out, and kNN is measured with k = 12" in caplog.text
 
 
-@pytest.mark.slow
 def test_another_model_beside(again):
     """It gets into the report, with pictures of its own, and not into the model's card."""
     own = [again.folder / "README.md", *sorted((again.folder / "figures").glob("*.png"))]
@@ -251,7 +250,6 @@ def test_pixels(monkeypatch, tmp_path):
     assert not list((tmp_path / "report").glob("**/patches.png"))
 
 
-@pytest.mark.slow
 def test_random_weights(folder, monkeypatch, tmp_path):
     """Of the same architecture, and the same ones every time."""
     found = []

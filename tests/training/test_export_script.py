@@ -319,7 +319,6 @@ def test_what_cannot_be_exported(compute, message, tmp_path):
     assert files_in(tmp_path) == ["model.onnx"] and (tmp_path / "model.onnx").read_text() == "earlier"
 
 
-@pytest.mark.slow
 def test_large_models(tmp_path, monkeypatch):
     """Weights beyond what fits into one file lie beside it."""
     from torch.onnx._internal.exporter import _onnx_program

@@ -412,7 +412,6 @@ def test_evaluation_of_other_encoders(kind, upstream, tmp_path, monkeypatch, cap
     assert after["finetune_top1"] == pytest.approx(before["finetune_top1"], abs=4)
 
 
-@pytest.mark.slow
 def test_other_image_size(upstream, tmp_path, monkeypatch):
     """A ViT is fine-tuned at the size that is asked for."""
     finetune(monkeypatch, "--model", upstream / "vit", "--image_size", "24", "--output_dir", tmp_path / "run", *SHORT)

@@ -185,7 +185,6 @@ def test_evaluation_only_measures_what_was_published(whole, tmp_path, monkeypatc
     }
 
 
-@pytest.mark.slow
 def test_weights_in_the_place_of_their_average(tmp_path, monkeypatch):
     flags = ["--encoder", "student", "--num_train_epochs", "1", "--output_dir", tmp_path / "run"]
     finetune(monkeypatch, "--model", "none", *EVERYTHING, *flags)

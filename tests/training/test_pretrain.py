@@ -184,7 +184,6 @@ def test_photos_without_labels(unlabeled, tmp_path, monkeypatch):
     AutoModel.from_pretrained(output)
 
 
-@pytest.mark.slow
 def test_photos_without_labels_in_a_run_that_logs_nothing(unlabeled, tmp_path, monkeypatch):
     output = tmp_path / "run"
     flags = ["--max_steps", "2", "--logging_steps", "10", "--eval_steps", "2"]
@@ -277,7 +276,6 @@ def test_pw_self(photos, tmp_path, monkeypatch, geometry):
     assert "of the projections of a few images" in card and str(tmp_path) not in card
 
 
-@pytest.mark.slow
 def test_joint_mode(tmp_path, monkeypatch):
     pretrain(monkeypatch, *SHORT, "--mode", "joint", "--output_dir", tmp_path / "run")
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "run" / "pretraining")
@@ -336,7 +334,6 @@ def test_output_folder_is_used_again(unlabeled, tmp_path, monkeypatch):
     assert not [name for name in results_of(folder) if name.startswith("knn_top")]
 
 
-@pytest.mark.slow
 def test_dataset_in_the_home_folder(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     pretrain(monkeypatch, "--dataset", "~/photos", "--output_dir", tmp_path / "run", *TINY, *SHORT)
